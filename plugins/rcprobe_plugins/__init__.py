@@ -1,0 +1,51 @@
+"""The bundled plugins: registered through the same hooks, and the same entry points, as anybody's."""
+
+from typing import TYPE_CHECKING
+
+from rcprobe.hookspecs import Register, hookimpl
+
+if TYPE_CHECKING:
+    import typer
+
+
+@hookimpl
+def register_models(register: Register) -> None:
+    """RADD, a GPT-2-style causal model, and Llama of any size."""
+    register("radd", "rcprobe_plugins.models.radd:Radd")
+    register("gpt2-mini", "rcprobe_plugins.models.gpt2_mini:Gpt2Mini")
+    register("llama", "rcprobe_plugins.models.llama:Llama")
+
+
+@hookimpl
+def register_encodings(register: Register) -> None:
+    """Encodings of the tiny models."""
+    register("rope", "rcprobe_plugins.encodings.rope:Rope")
+    register("alibi", "rcprobe_plugins.encodings.alibi:Alibi")
+    register("absolute", "rcprobe_plugins.encodings.absolute:Absolute")
+
+
+@hookimpl
+def register_datasets(register: Register) -> None:
+    """The controlled letters task."""
+    register("letters", "rcprobe_plugins.datasets.letters:letters")
+
+
+@hookimpl
+def register_metrics(register: Register) -> None:
+    """The three signatures, the outcome, and accuracy."""
+    for name in (
+        "storage",
+        "attention_correlation",
+        "gradient_alignment",
+        "reverse_probability",
+        "accuracy",
+    ):
+        register(name, f"rcprobe_plugins.metrics.{name}:{name}")
+
+
+@hookimpl
+def register_commands(cli: "typer.Typer") -> None:
+    """``rcprobe demo``."""
+    from rcprobe_plugins.studies.demo import command
+
+    cli.command("demo")(command)

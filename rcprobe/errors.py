@@ -1,0 +1,50 @@
+"""What can go wrong, by name: every error says what was wrong, where, and the way out."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class RcprobeError(Exception):
+    """Base of every error that rcprobe raises on purpose; ``exit_code`` is what the command line returns."""
+
+    exit_code = 1
+
+
+class UsageError(RcprobeError):
+    """A request that can't be honoured as it was made: the caller mends it, nothing was computed."""
+
+    exit_code = 2
+
+
+class UnknownNameError(UsageError):
+    """A name that no plugin registered."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        names = sorted(known)
+        close = get_close_matches(name, names, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names) or 'none'}"
+        super().__init__(f"no {kind} is called {name!r}; {hint}")
+
+
+class DataError(UsageError):
+    """Facts, templates or texts that can't be asked."""
+
+
+class PluginError(RcprobeError):
+    """A plugin that can't be loaded or doesn't keep its contract."""
+
+
+class AdapterError(RcprobeError):
+    """A model that an adapter can't describe or load."""
+
+
+class VerificationError(AdapterError):
+    """A model that doesn't behave as its adapter declares: any number from it could be wrong."""
+
+
+class CaptureError(RcprobeError):
+    """A reading that can't be taken from this model."""
+
+
+class TrainingError(RcprobeError):
+    """Training that diverged; the message names the seed and the step."""
