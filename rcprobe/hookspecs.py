@@ -11,8 +11,8 @@ import pluggy
 if TYPE_CHECKING:
     import typer
 
+    from rcprobe.measured import Step
     from rcprobe.report import Report
-    from rcprobe.run import Step
 
 hookspec = pluggy.HookspecMarker("rcprobe")
 hookimpl = pluggy.HookimplMarker("rcprobe")

@@ -1,0 +1,1 @@
+"""Datasets, one a file, and the tokenizer that reads the controlled ones character by character."""

@@ -1,0 +1,32 @@
+"""The controlled task (§5, App. D.1): a lower-case letter, its capital, and placeholders elsewhere."""
+
+from itertools import combinations
+from string import ascii_lowercase, ascii_uppercase
+
+from rcprobe.errors import DataError
+from rcprobe.facts import Dataset, Fact
+
+PLACEHOLDER = "0"
+ALPHABET = PLACEHOLDER + ascii_lowercase + ascii_uppercase
+
+
+def letters(length: int = 10) -> Dataset:
+    """26 facts (a = "d", b = "D") over every placement of the two in a sequence of ``length`` characters.
+
+    The forward templates put a at i and b at j for all i < j (length 3: ``dD0 d0D 0dD``); the k-th reverse
+    template is the k-th forward one read backwards, so both have one distance. Readings: the 26 letters of
+    the target's case, and all 52. Raises ``DataError`` for a length below 2.
+    """
+    if length < 2:
+        raise DataError(f"letters: length {length} has no room for two letters; use 2 or more")
+    placements = list(combinations(range(length), 2))
+    forward = tuple(_template(length, a=i, b=j) for i, j in placements)
+    reverse = tuple(_template(length, a=length - 1 - i, b=length - 1 - j) for i, j in placements)
+    facts = tuple(Fact(a, b, forward, reverse) for a, b in zip(ascii_lowercase, ascii_uppercase, strict=True))
+    lower, upper = tuple(ascii_lowercase), tuple(ascii_uppercase)
+    return Dataset("letters", facts, {"26 letters": (lower, upper), "52 letters": (lower + upper,)}, "seed")
+
+
+def _template(length: int, a: int, b: int) -> str:
+    slots = {a: "{a}", b: "{b}"}
+    return "".join(slots.get(position, PLACEHOLDER) for position in range(length))

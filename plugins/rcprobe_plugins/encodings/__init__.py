@@ -1,0 +1,1 @@
+"""Positional encodings of the tiny models, one a file."""

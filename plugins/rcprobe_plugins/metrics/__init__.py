@@ -1,0 +1,1 @@
+"""Bundled metrics: the three signatures, the outcome, and accuracy."""

@@ -1,0 +1,39 @@
+"""Dynamics: does a step that helps the forward query help the reverse query of the same fact?"""
+
+from torch import Tensor
+
+from rcprobe import Condition, Observation, metric
+
+
+@metric(
+    reads={"gradients"},
+    pairing=("same_target", "swapped"),
+    title="dynamics",
+    conditions=(
+        Condition("cos matched − same target, other evidence", "mean", ("matched", "same_target"), 0.02, "cosine"),
+        Condition("cos matched", "mean", ("matched",), 0.0, "cosine"),
+    ),
+)
+def gradient_alignment(seen: Observation) -> dict[str, Tensor]:
+    """cos(g→, g←) over all parameters, by group and by layer, beside its controls (Thm 4.6, App. C).
+
+    ``share layer k`` is layer k's part of the whole cosine (shares and what lies outside the layers add up to it).
+    """
+    products = seen.gradients
+    assert products is not None
+    whole = (products.forward_norm2.sum(1) * products.reverse_norm2.sum(1)).sqrt()
+    columns = {
+        "matched": products.cosine(),
+        "same_target": products.control_cosine("same_target"),
+        "other_target": products.control_cosine("other_target"),
+        "other_fact": products.control_cosine("other_fact"),
+        "forward_norm": products.forward_norm2.sum(1).sqrt(),
+        "reverse_norm": products.reverse_norm2.sum(1).sqrt(),
+    }
+    for group in dict.fromkeys(part.group for part in products.parts):
+        columns[f"cos {group}"] = products.cosine([i for i, part in enumerate(products.parts) if part.group == group])
+    for layer in sorted({part.layer for part in products.parts if part.layer is not None}):
+        inside = [i for i, part in enumerate(products.parts) if part.layer == layer]
+        columns[f"cos layer {layer}"] = products.cosine(inside)
+        columns[f"share layer {layer}"] = products.inner[:, inside].sum(1) / whole
+    return columns

@@ -1,0 +1,17 @@
+"""Storage: does the evidence→target entry of the effective value map grow under forward-only training?"""
+
+from torch import Tensor
+
+from rcprobe import Condition, Observation, metric
+
+
+@metric(
+    reads={"storage"},
+    title="storage",
+    conditions=(Condition("growth of W̃[a, b]", "effect_size", ("stored", "mismatched"), 0.2, "d_z", growth=True),),
+)
+def storage(seen: Observation) -> dict[str, Tensor]:
+    """W̃[a, b] by layer and head, beside its mean over other facts' a (Prop. 4.1)."""
+    assert seen.storage is not None
+    assert seen.storage_mismatched is not None
+    return {"stored": seen.storage, "mismatched": seen.storage_mismatched}

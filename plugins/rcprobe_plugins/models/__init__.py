@@ -1,0 +1,1 @@
+"""Model families, one a file, and the blocks that the tiny ones are built of."""

@@ -1,0 +1,110 @@
+"""The contract a model family fills in: declarative data first, methods only where data can't say it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from rcprobe.errors import AdapterError
+
+Options = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class OvCircuit:
+    """Where a family keeps the direct path from a token's embedding through value and output to the logits.
+
+    Paths are dotted module names; those after ``layers`` are relative to one layer. ``value_part`` is (index,
+    count) where query, key and value are fused in equal parts along the output dimension.
+    """
+
+    embedding: str
+    layers: str
+    norm: str
+    value: str
+    output: str
+    final_norm: str
+    head: str
+    value_part: tuple[int, int] = (0, 1)
+
+
+class Adapter:
+    """One model family. Subclass it, fill in the class attributes, and register the class under ``name``.
+
+    Attributes:
+        objective: ``"masked"`` (a mask at every target token) or ``"causal"`` (asked by its left context).
+        attention: ``"full"``, ``"causal"`` or ``"hybrid"``, as the model really attends; ``verify`` checks it.
+        shift: token i is predicted by the logits at position i − shift (causal models: 1).
+        architecture: the transformers class that runs the family, e.g. ``"LlamaForCausalLM"``.
+        keys: regular expressions → replacements that turn a checkpoint's parameter names into the architecture's.
+        mask_token: the mask's id; None takes it from the tokenizer.
+        mask_in_softmax: false where the family never predicts the mask and leaves it out of the softmax.
+        groups: regular expressions over parameter names → the group they belong to (embedding, query, key, value,
+            output, mlp, norm, head), or a tuple of groups for equal parts of a fused weight's output dimension.
+        ov_circuit: where storage is read; None leaves the storage signature undefined.
+        tiny: options of ``build`` for a small random model, as tests and ``plugins check`` use it.
+    """
+
+    name: ClassVar[str] = ""
+    objective: ClassVar[Literal["masked", "causal"]]
+    attention: ClassVar[Literal["full", "causal", "hybrid"]]
+    shift: ClassVar[int] = 0
+    architecture: ClassVar[str]
+    keys: ClassVar[Mapping[str, str]] = {}
+    mask_token: ClassVar[int | None] = None
+    mask_in_softmax: ClassVar[bool] = True
+    groups: ClassVar[Mapping[str, str | tuple[str, ...]]]
+    ov_circuit: ClassVar[OvCircuit | None] = None
+    tiny: ClassVar[Options] = {}
+
+    @classmethod
+    def matches(cls, config: Mapping[str, Any]) -> bool:
+        """Whether a checkpoint with this raw ``config.json`` is of this family."""
+        return cls.architecture in (config.get("architectures") or ())
+
+    @classmethod
+    def config(cls, raw: Mapping[str, Any]) -> Any:
+        """The transformers configuration of a checkpoint's raw ``config.json``."""
+        from transformers import AutoConfig
+
+        return AutoConfig.for_model(**raw)
+
+    @classmethod
+    def build(cls, options: Options) -> nn.Module:
+        """A model with random weights from options. Raises ``AdapterError`` for an option it doesn't know."""
+        raise AdapterError(f"{cls.name}: this family is loaded from a checkpoint and can't be built from options")
+
+    @classmethod
+    def default_tokenizer(cls, options: Options) -> Any:
+        """The fast tokenizer of a model built from options."""
+        raise AdapterError(f"{cls.name}: no default tokenizer; pass tokenizer=")
+
+    def mask_id(self, model: nn.Module, tokenizer: Any) -> int | None:
+        """The id of the mask token, or None for a causal model. Raises ``AdapterError`` where it isn't known."""
+        if self.objective == "causal":
+            return None
+        token = self.mask_token if self.mask_token is not None else getattr(tokenizer, "mask_token_id", None)
+        if token is None:
+            raise AdapterError(f"{self.name}: a masked model needs mask_token, and its tokenizer declares none")
+        return int(token)
+
+    def identities(self, model: nn.Module) -> Mapping[str, str]:
+        """Signatures that hold by construction, whatever was learned: name → why. They are labelled, not judged."""
+        return {}
+
+    def logits(self, logits: Tensor, mask_id: int | None) -> Tensor:
+        """The logits as the family reads them (… V): the mask is left out of the softmax where so declared."""
+        if self.mask_in_softmax or mask_id is None:
+            return logits
+        forbidden = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
+        forbidden[mask_id] = True
+        return logits.masked_fill(forbidden, -torch.inf)
+
+
+def unknown_options(family: str, options: Options, known: Mapping[str, Any]) -> None:
+    """Raise ``AdapterError`` if an option isn't known to the family."""
+    extra = sorted(set(options) - set(known))
+    if extra:
+        raise AdapterError(f"{family}: unknown option {extra[0]!r}; known: {', '.join(sorted(known))}")

@@ -1,0 +1,189 @@
+"""What is asked: facts, the two queries that each gives, and the tensors they become.
+
+A ``Fact`` names two entities in training order, ``a`` before ``b``. Its *forward* statements put a before b, its
+*reverse* statements b before a; training sees forward statements only.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from rcprobe.errors import DataError
+
+Direction = Literal["forward", "reverse"]
+Pairing = Literal["same_target", "swapped"]
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Fact:
+    """Two entities and the statements that relate them.
+
+    ``forward`` and ``reverse`` are one template or as many as there are template pairs (the k-th forward belongs
+    with the k-th reverse); each holds the slots ``{a}`` and ``{b}`` once, in its direction's order.
+    ``a_answers`` and ``b_answers`` are other right answers for a and for b (a child has two parents).
+    ``trained`` is false for facts held out of training. Raises ``DataError`` for templates out of order.
+    """
+
+    a: str
+    b: str
+    forward: str | tuple[str, ...]
+    reverse: str | tuple[str, ...]
+    a_answers: tuple[str, ...] = ()
+    b_answers: tuple[str, ...] = ()
+    trained: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("forward", "reverse"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+        if not self.a.strip() or not self.b.strip():
+            raise DataError(f"a fact needs two entities; got a={self.a!r}, b={self.b!r}")
+        if not self.forward or len(self.forward) != len(self.reverse):
+            raise DataError(
+                f"fact {self.a!r} – {self.b!r}: {len(self.forward)} forward and {len(self.reverse)} reverse "
+                "templates; give as many of each, at least one (the k-th forward is asked beside the k-th reverse)"
+            )
+        for template in self.forward:
+            _check_template(template, "{a}", "{b}", "forward")
+        for template in self.reverse:
+            _check_template(template, "{b}", "{a}", "reverse")
+
+    def statement(self, direction: Direction, template: int = 0) -> tuple[str, Span, Span]:
+        """The text of a statement and the character spans of a and of b in it."""
+        return _fill((self.forward if direction == "forward" else self.reverse)[template], self.a, self.b)
+
+
+def _check_template(template: str, first: str, second: str, direction: str) -> None:
+    if template.count(first) != 1 or template.count(second) != 1:
+        raise DataError(f"{direction} template {template!r} needs the slots {first} and {second}, once each")
+    if template.index(first) > template.index(second):
+        raise DataError(f"{direction} template {template!r} must put {first} before {second}")
+
+
+def _fill(template: str, a: str, b: str) -> tuple[str, Span, Span]:
+    at, bt = template.index("{a}"), template.index("{b}")
+    head, middle, tail = template[: min(at, bt)], template[min(at, bt) + 3 : max(at, bt)], template[max(at, bt) + 3 :]
+    first, second = (a, b) if at < bt else (b, a)
+    text = head + first + middle + second + tail
+    first_span = (len(head), len(head) + len(first))
+    second_start = first_span[1] + len(middle)
+    second_span = (second_start, second_start + len(second))
+    return (text, first_span, second_span) if at < bt else (text, second_span, first_span)
+
+
+@dataclass(frozen=True)
+class Query:
+    """One prompt of one fact, with every position that a reading needs.
+
+    ``input_ids`` holds masks (masked objective) or the left context with the target's tokens but the last forced
+    (causal). ``rows`` are the positions whose logits predict ``target_ids``, one each; ``evidence_positions`` are
+    those of the evidence's tokens. A query that can't be asked carries the reason in ``unsupported`` and no
+    positions. ``attendable`` is false when the model's attention can't reach the evidence from the row.
+    """
+
+    direction: Direction
+    text: str
+    target: str
+    evidence: str
+    input_ids: tuple[int, ...] = ()
+    target_ids: tuple[int, ...] = ()
+    rows: tuple[int, ...] = ()
+    evidence_positions: tuple[int, ...] = ()
+    unsupported: str | None = None
+    other_answers: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def row(self) -> int:
+        """The query row of attention scores: where the first target token is predicted."""
+        return self.rows[0]
+
+    @property
+    def offset(self) -> int:
+        """Signed distance Δ, evidence minus query row, between the anchors (first tokens)."""
+        return self.evidence_positions[0] - self.row
+
+
+@dataclass(frozen=True)
+class QueryPair:
+    """The forward and the reverse query of one fact, from its ``template``-th template pair."""
+
+    fact: int
+    template: int
+    pairing: Pairing
+    forward: Query
+    reverse: Query
+    cluster: int
+    trained: bool
+
+    @property
+    def unsupported(self) -> str | None:
+        """Why this pair can't be asked, or None."""
+        for query in (self.forward, self.reverse):
+            if query.unsupported:
+                return f"{query.direction}: {query.unsupported}"
+        return None
+
+    @property
+    def distances(self) -> tuple[int, int]:
+        """(δ→, δ←): Δ of the forward query and −Δ of the reverse query."""
+        return self.forward.offset, -self.reverse.offset
+
+    @property
+    def stratum(self) -> tuple[int, ...]:
+        """Pairs that may be compared or exchanged: template pair, target and evidence tokens, both distances."""
+        f, r = self.forward, self.reverse
+        counts = (len(f.target_ids), len(r.target_ids), len(f.evidence_positions), len(r.evidence_positions))
+        return (self.template, *counts, *self.distances, len(f.input_ids), len(r.input_ids))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Facts, and how answers about them are read.
+
+    ``readings`` names candidate sets beside the full vocabulary: each is a tuple of groups of answers, and a target
+    competes within the groups it belongs to (``{"26 letters": (lower case, upper case)}``); the first reading
+    decides whether a model counts as trained. ``replicate`` says what repeats the experiment: facts of one model,
+    or seeds (a task whose facts share one small vocabulary).
+    """
+
+    name: str
+    facts: tuple[Fact, ...]
+    readings: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
+    replicate: Literal["fact", "seed"] = "fact"
+
+    def __post_init__(self) -> None:
+        if not self.facts:
+            raise DataError(f"dataset {self.name!r} is empty: it gave no facts")
+
+    def limited(self, limit: int | None) -> "Dataset":
+        """The first ``limit`` facts. Raises ``DataError`` for a limit below one."""
+        if limit is None:
+            return self
+        if limit < 1:
+            raise DataError(f"limit {limit} leaves no facts; use 1 or more")
+        return Dataset(self.name, self.facts[:limit], self.readings, self.replicate)
+
+
+def clusters(facts: Sequence[Fact]) -> list[int]:
+    """Number the connected components of facts that share an entity or an answer; one number a fact."""
+    parent = list(range(len(facts)))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    owner: dict[str, int] = {}
+    for i, fact in enumerate(facts):
+        for entity in _entities(fact):
+            parent[root(i)] = root(owner.setdefault(entity, i))
+    roots = [root(i) for i in range(len(facts))]
+    number = {r: n for n, r in enumerate(dict.fromkeys(roots))}
+    return [number[r] for r in roots]
+
+
+def _entities(fact: Fact) -> Iterable[str]:
+    # a and A are different entities of the letters task, so case is kept
+    return (text.strip() for text in (fact.a, fact.b, *fact.a_answers, *fact.b_answers))

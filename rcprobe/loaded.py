@@ -1,0 +1,103 @@
+"""A model ready to be probed."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+
+from rcprobe.adapter import Adapter
+
+
+@dataclass
+class LoadedModel:
+    """A model, the adapter that describes it, and its tokenizer.
+
+    ``source`` says where it came from (a plugin's name, a path, a hub id, or a class of the caller's).
+    ``factory`` builds the same model anew from a seed; it is None for a model that came with weights.
+    """
+
+    model: nn.Module
+    adapter: Adapter
+    tokenizer: Any
+    source: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    factory: Callable[[int], nn.Module] | None = None
+
+    @cached_property
+    def mask_id(self) -> int | None:
+        """The id of the mask token; None for a causal model."""
+        return self.adapter.mask_id(self.model, self.tokenizer)
+
+    @property
+    def pad_id(self) -> int:
+        """The id that fills the right of shorter prompts; the attention mask hides it."""
+        pad = getattr(self.tokenizer, "pad_token_id", None)
+        return 0 if pad is None else int(pad)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the first parameter, where prompts are sent."""
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the first parameter."""
+        return next(self.model.parameters()).dtype
+
+    @property
+    def config(self) -> Any:
+        """The transformers configuration."""
+        return self.model.config
+
+    @property
+    def max_length(self) -> int | None:
+        """The longest prompt the model takes, in tokens; None where it declares no limit."""
+        for name in ("max_position_embeddings", "max_length", "max_sequence_length", "n_positions"):
+            limit = getattr(self.config, name, None)
+            if limit:
+                return int(limit)
+        return None
+
+    @property
+    def vocabulary(self) -> int:
+        """How many token ids the embedding holds."""
+        embedding: Any = self.model.get_input_embeddings()  # type: ignore[operator]
+        return int(embedding.weight.shape[0])
+
+    @cached_property
+    def wrapped(self) -> Any:
+        """The model in nnsight's wrapper."""
+        from nnsight import NNsight
+
+        return NNsight(self.model)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over every parameter's name, shape, dtype and bytes."""
+        digest = hashlib.sha256()
+        for name, parameter in sorted(self.model.named_parameters()):
+            digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+            digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def replica(self, seed: int) -> "LoadedModel":
+        """The same model built anew from a seed; only for models with a factory."""
+        assert self.factory is not None
+        model = self.factory(seed).to(device=self.device, dtype=self.dtype).eval()
+        return LoadedModel(model, self.adapter, self.tokenizer, self.source, self.options, self.factory)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside (no dropout), each module's own mode restored after."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

@@ -1,0 +1,89 @@
+"""What a metric is: a plain function of an observation, and what is asked of its values."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rcprobe.errors import PluginError
+from rcprobe.facts import Pairing
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rcprobe.probing.engine import Observation
+
+Values = Mapping[str, "Tensor"]
+Columns = dict[str, NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One thing that must hold for a signature to be present: a statistic beyond a margin fixed beforehand.
+
+    ``mean`` and ``effect_size`` (Hedges-corrected d_z) take a column, or a column and its control whose difference
+    counts; ``correlation`` takes the two columns it correlates over facts. ``growth`` counts from the first step.
+    """
+
+    label: str
+    statistic: Literal["mean", "effect_size", "correlation"]
+    columns: tuple[str, ...]
+    margin: float
+    unit: str
+    growth: bool = False
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A named function of an observation; with conditions it is a signature and gets a verdict."""
+
+    name: str
+    reads: frozenset[str]
+    pairings: tuple[Pairing, ...]
+    function: Callable[["Observation"], "Values | Tensor"]
+    conditions: tuple[Condition, ...] = ()
+    title: str = ""
+
+    def measure(self, seen: "Observation") -> Columns:
+        """The metric's columns: [B] or [B, N, H] in float64, one value a pair, NaN where it is undefined.
+
+        Raises ``PluginError`` if the function returns another shape or an infinite value.
+        """
+        found = self.function(seen)
+        values = found if isinstance(found, Mapping) else {"value": found}
+        columns = {name: np.asarray(tensor.detach().cpu().double().numpy()) for name, tensor in values.items()}
+        for name, column in columns.items():
+            if column.ndim not in (1, 3) or len(column) != len(seen.pairs):
+                raise PluginError(
+                    f"metric {self.name!r}: column {name!r} has shape {column.shape}; it needs one value a pair, "
+                    f"[{len(seen.pairs)}], or one a pair, layer and head"
+                )
+            if np.isinf(column).any():
+                raise PluginError(f"metric {self.name!r}: column {name!r} holds an infinite value; use NaN for undefined")
+        missing = {c for condition in self.conditions for c in condition.columns} - set(columns)
+        if missing:
+            raise PluginError(f"metric {self.name!r}: a condition needs column {sorted(missing)[0]!r}, which it didn't give")
+        return columns
+
+
+def metric(
+    *,
+    reads: set[str],
+    pairing: Pairing | tuple[Pairing, ...] = "same_target",
+    conditions: tuple[Condition, ...] = (),
+    title: str = "",
+) -> Callable[[Callable[["Observation"], "Values | Tensor"]], Metric]:
+    """Make a metric of a function that takes an ``Observation`` and returns one value a pair, or named columns.
+
+    ``reads`` says what the engine must measure (``scores``, ``log_probs``, ``gradients``, ``storage``);
+    ``pairing`` what is asked, the first being the one that is judged. Statistics, controls and verdicts are the
+    core's.
+    """
+
+    def decorate(function: Callable[["Observation"], "Values | Tensor"]) -> Metric:
+        pairings: tuple[Pairing, ...] = (pairing,) if isinstance(pairing, str) else pairing
+        return Metric(function.__name__, frozenset(reads), pairings, function, conditions, title or function.__name__)
+
+    return decorate

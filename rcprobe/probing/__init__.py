@@ -1,0 +1,1 @@
+"""The engine: what is read from a model, and how."""

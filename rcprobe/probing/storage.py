@@ -1,0 +1,52 @@
+"""Storage: how strongly a token's value, read on the direct path, raises another token's logit (§3, Prop. 4.1)."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from rcprobe.adapter import OvCircuit
+
+
+def storage(
+    model: nn.Module, circuit: OvCircuit, answers: Sequence[int], evidence: Sequence[int]
+) -> Float[Tensor, "N H A E"]:
+    """The double-centred effective value map W̃[a, b] of each layer and head, in float64.
+
+    W_eff = U W_O W_V E with the norms folded in, no MLP: the value norm is applied to the embedding itself, the
+    final norm enters by its gain (its scale depends on the prompt). Columns are centred over the vocabulary (a
+    softmax doesn't see a column's constant), rows over the vocabulary of evidence (what every token stores isn't
+    evidence). ``answers`` and ``evidence`` are token ids.
+    """
+    embedding, head = _weight(model, circuit.embedding), _weight(model, circuit.head)
+    gain = _weight(model, circuit.final_norm)
+    unembed = (head - head.mean(dim=0))[list(answers)] * gain
+    layers = model.get_submodule(circuit.layers)
+    config = model.config
+    heads = int(getattr(config, "num_attention_heads", 0) or config.heads)  # type: ignore[union-attr, arg-type]
+    return torch.stack([_layer(circuit, layer, embedding, unembed, list(evidence), heads) for layer in layers])  # type: ignore[union-attr]
+
+
+def _layer(
+    circuit: OvCircuit, layer: nn.Module, embedding: Tensor, unembed: Tensor, evidence: list[int], heads: int
+) -> Float[Tensor, "H A E"]:
+    norm = layer.get_submodule(circuit.norm)
+    value, output = _weight(layer, circuit.value), _weight(layer, circuit.output)
+    part, parts = circuit.value_part
+    value = value.chunk(parts, dim=0)[part]
+    with torch.no_grad():
+        read = norm(embedding.to(next(norm.parameters()).dtype)).double()
+    read = read[evidence] - read.mean(dim=0)
+    width = output.shape[1] // heads
+    groups = heads // (value.shape[0] // width)  # query heads a key/value head serves
+    maps = []
+    for h in range(heads):
+        v = value[(h // groups) * width : (h // groups + 1) * width]
+        o = output[:, h * width : (h + 1) * width]
+        maps.append((unembed @ o) @ (v @ read.T))
+    return torch.stack(maps)
+
+
+def _weight(model: nn.Module, path: str) -> Tensor:
+    return model.get_submodule(path).weight.detach().double()  # type: ignore[operator, union-attr]

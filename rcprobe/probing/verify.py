@@ -1,0 +1,194 @@
+"""``verify``: a model must behave as its adapter declares before any number is read from it."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rcprobe.errors import VerificationError
+from rcprobe.facts import Query
+from rcprobe.loaded import LoadedModel, evaluating
+from rcprobe.probing.batch import Batch, collate
+from rcprobe.probing.capture import attention_paths, capture
+from rcprobe.probing.captured import model_inputs
+
+LENGTH = 8
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check: its name, and what was seen; ``passed`` is None where the model doesn't allow it."""
+
+    name: str
+    passed: bool | None
+    seen: str
+
+
+def verify(m: LoadedModel) -> tuple[Check, ...]:
+    """Check mask, finiteness, attention, padding and scores on random prompts.
+
+    Raises ``VerificationError`` at the first check that fails, saying what was declared and what was seen. (The
+    declared shift can only be told on a trained model: see ``verify_shift``.)
+    """
+    checks = []
+    for check in (_mask, _attention, _padding, _weights):
+        found = check(m)
+        if found.passed is False:
+            raise VerificationError(f"{m.source} ({m.adapter.name}): {found.name}: {found.seen}")
+        checks.append(found)
+    return tuple(checks)
+
+
+def verify_shift(m: LoadedModel, queries: Sequence[Query]) -> Check:
+    """Check that the declared shift predicts targets better than its neighbours, on a model that knows the queries.
+
+    Compares the mean log p of the targets read at the declared rows, one earlier and one later. Raises
+    ``VerificationError`` if a neighbour is better by more than four standard errors; an untrained model decides
+    nothing (``passed`` None).
+    """
+    asked = [query for query in queries if query.unsupported is None][:256]
+    if not asked:
+        return Check("shift", None, "no query could be asked")
+    found = {step: _log_probs(m, asked, step) for step in (0, -1, 1)}
+    for step in (-1, 1):
+        gain = found[step] - found[0]
+        gain = gain[gain.isfinite()]
+        if len(gain) > 1 and gain.mean() > 4 * gain.std() / len(gain) ** 0.5 and gain.mean() > 0.1:
+            raise VerificationError(
+                f"{m.source} ({m.adapter.name}): shift: it declares {m.adapter.shift}, but logits read at shift "
+                f"{m.adapter.shift - step} predict the targets {gain.mean():.2f} nats better"
+            )
+    mean, least = found[0].mean(), -torch.tensor(float(m.vocabulary)).log() + 0.5
+    return Check("shift", True if mean > least else None, f"mean log p {mean:.2f} at the declared shift")
+
+
+def _log_probs(m: LoadedModel, queries: Sequence[Query], step: int) -> Tensor:
+    batch = collate(m, queries)
+    with evaluating(m.model), torch.no_grad():
+        logits = m.adapter.logits(m.model(**model_inputs(m.model, batch)).logits, m.mask_id)
+    row = batch.rows[:, 0] + step
+    inside = (row >= 0) & (row < batch.attention_mask.sum(dim=1))
+    log_probs = torch.log_softmax(logits.double(), dim=-1)
+    found = log_probs[torch.arange(len(row), device=row.device), row.clamp(0, logits.shape[1] - 1), batch.targets[:, 0]]
+    return found.masked_fill(~inside, torch.nan).cpu()
+
+
+def _mask(m: LoadedModel) -> Check:
+    mask = m.mask_id
+    if mask is None:
+        return Check("mask", None, "a causal model has none")
+    if not 0 <= mask < m.vocabulary:
+        return Check("mask", False, f"the mask id {mask} is outside the embedding, which holds ids 0–{m.vocabulary - 1}")
+    if mask == getattr(m.tokenizer, "pad_token_id", None):
+        return Check("mask", False, f"the mask id {mask} is also the padding id: padding would be read as masks")
+    return Check("mask", True, f"id {mask} of {m.vocabulary}")
+
+
+def _attention(m: LoadedModel) -> Check:
+    prompts = _prompts(m, 2)
+    plain = _hidden(m, prompts)
+    if not plain.isfinite().all():
+        return Check("finite", False, "the model's output holds NaN or infinite values on random tokens")
+    last, first = prompts.clone(), prompts.clone()
+    last[:, -1], first[:, 0] = _another(m, prompts[:, -1]), _another(m, prompts[:, 0])
+    moved = (_hidden(m, last) - plain)[:, 0].abs().max()
+    scale = (_hidden(m, first) - plain)[:, 0].abs().max()
+    sees = bool(moved > 1e-6 * scale)
+    seen = f"changing the last token {'moves' if sees else 'leaves'} the first position's output"
+    if m.adapter.attention == "hybrid":
+        return Check("attention", None, f"{seen}; a hybrid declares neither")
+    declared = m.adapter.attention == "full"
+    return Check("attention", sees == declared, f"it declares {m.adapter.attention} attention, but {seen}"
+                 if sees != declared else seen)
+
+
+def _padding(m: LoadedModel) -> Check:
+    prompts = _prompts(m, 1)
+    padded = torch.cat([prompts, torch.full((1, 3), m.pad_id, device=prompts.device)], dim=1)
+    real = torch.ones_like(padded)
+    real[:, prompts.shape[1] :] = 0
+    plain = _hidden(m, prompts)
+    moved = (_hidden(m, padded, real)[:, : prompts.shape[1]] - plain).abs().max() / plain.abs().max()
+    tolerance = 1e-2 if m.dtype.itemsize < 4 else 1e-4
+    return Check("padding", bool(moved < tolerance), f"right padding moves the output by {moved:.1e} of its size")
+
+
+def _weights(m: LoadedModel) -> Check:
+    name = "scores"
+    if not attention_paths(m.model):
+        return Check(name, None, "no softmax attention call found: scores are unsupported")
+    batch = collate(m, _score_queries(m))
+    captured = capture(m, batch)
+    shown = _attention_weights(m.model, batch)
+    if not shown:
+        return Check(name, None, "the model doesn't show its attention weights")
+    if len(shown) != captured.log_weights.shape[1]:
+        return Check(name, False, f"{captured.log_weights.shape[1]} layers were captured, the model shows {len(shown)}")
+    prompts = torch.arange(len(batch.row), device=batch.row.device)
+    cells = torch.stack([layer[prompts, :, batch.row, batch.evidence] for layer in shown], dim=1)
+    off = (captured.log_weights.exp() - cells).abs().max()
+    tolerance = 2e-2 if m.dtype.itemsize < 4 else 1e-4
+    seen = f"the softmax over captured scores is {off:.1e} away from the model's own attention weights"
+    return Check(name, bool(off < tolerance), seen)
+
+
+def _attention_weights(model: nn.Module, batch: Batch) -> list[Tensor]:
+    with _eager(model), evaluating(model), torch.no_grad():
+        attentions = getattr(model(**model_inputs(model, batch), output_attentions=True), "attentions", None)
+    return [layer for layer in attentions or () if layer is not None]
+
+
+@contextmanager
+def _eager(model: nn.Module) -> Iterator[None]:
+    config = model.config
+    before = config._attn_implementation  # type: ignore[union-attr]
+    model.set_attn_implementation("eager")  # type: ignore[operator]
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)  # type: ignore[operator]
+
+
+def _score_queries(m: LoadedModel) -> list[Query]:
+    """Two random prompts of unlike length, each with one cell left and one right of its row where it may look."""
+    queries = []
+    for prompt in _prompts(m, 2).tolist():
+        for row, evidence in ((LENGTH - 4, 1), (1, LENGTH - 4)):
+            if m.adapter.attention == "full" or evidence < row:
+                ids = tuple(prompt[: LENGTH - len(queries) % 2])
+                queries.append(Query("forward", "", "", "", ids, (ids[0],), (row,), (evidence,)))
+    return queries
+
+
+def _prompts(m: LoadedModel, count: int) -> Tensor:
+    avoid = {m.mask_id, m.pad_id}
+    tokens = torch.tensor([i for i in range(min(m.vocabulary, 1000)) if i not in avoid])
+    length = min(LENGTH, m.max_length or LENGTH)
+    drawn = torch.randint(len(tokens), (count, length), generator=torch.Generator().manual_seed(0))
+    return tokens[drawn].to(m.device)
+
+
+def _another(m: LoadedModel, ids: Tensor) -> Tensor:
+    """Other tokens than the given ones, neither mask nor padding."""
+    avoid = {m.mask_id, m.pad_id}
+    return torch.tensor(
+        [next(i for i in range(m.vocabulary) if i not in avoid and i != token) for token in ids.tolist()],
+        device=ids.device,
+    )
+
+
+def _hidden(m: LoadedModel, ids: Tensor, real: Tensor | None = None) -> Tensor:
+    """What enters the output head [B, L, W]: a zero head would hide every change behind it."""
+    head = m.model.get_output_embeddings()  # type: ignore[operator]
+    kept: list[Tensor] = []
+    hook = head.register_forward_pre_hook(lambda _, args: kept.append(args[0]))
+    rows = torch.zeros(len(ids), 1, dtype=torch.long, device=ids.device)
+    batch = Batch(ids, torch.ones_like(ids) if real is None else real, rows, rows, rows > 0, rows[:, 0], rows[:, 0])
+    try:
+        with evaluating(m.model), torch.no_grad():
+            m.model(**model_inputs(m.model, batch))
+    finally:
+        hook.remove()
+    return kept[0].double()

@@ -1,0 +1,119 @@
+"""From facts to query pairs: where the target, the evidence and the query row stand, in tokens."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from rcprobe.errors import DataError
+from rcprobe.facts import Direction, Fact, Pairing, Query, QueryPair, Span, clusters
+from rcprobe.loaded import LoadedModel
+
+
+def encode(m: LoadedModel, facts: Sequence[Fact], pairing: Pairing = "same_target") -> list[QueryPair]:
+    """The query pairs of facts: one for each template pair of each fact.
+
+    ``same_target``: both queries ask for a, the evidence b stands right of it (forward) or left of it (reverse).
+    ``swapped``: the forward query asks for b from a, the reverse query for a from b.
+    Spans come from the tokenizer's character offsets. What can't be asked is kept, with the reason in
+    ``unsupported``. Raises ``DataError`` for no facts or a tokenizer without offsets.
+    """
+    if pairing not in ("same_target", "swapped"):
+        raise DataError(f"pairing {pairing!r}; use 'same_target' or 'swapped'")
+    if not facts:
+        raise DataError("no facts to encode")
+    if not getattr(m.tokenizer, "is_fast", False):
+        raise DataError(f"{m.source}: spans need a fast tokenizer (character offsets); got {type(m.tokenizer).__name__}")
+    numbers = clusters(facts)
+    pairs = []
+    for i, fact in enumerate(facts):
+        for template in range(len(fact.forward)):
+            forward = _query(m, fact, template, "forward", asks_a=pairing == "same_target")
+            reverse = _query(m, fact, template, "reverse", asks_a=True)
+            pairs.append(QueryPair(i, template, pairing, forward, reverse, numbers[i], fact.trained))
+    return pairs
+
+
+def with_target(query: Query, target_ids: tuple[int, ...], m: LoadedModel) -> Query:
+    """The same prompt asked for other target tokens, as many as before: a label for controls."""
+    assert len(target_ids) == len(query.target_ids)
+    if m.adapter.objective == "masked":
+        return replace(query, target_ids=target_ids)
+    prefix = query.input_ids[: query.rows[0] + 1]  # a causal model has all target tokens but the last forced
+    return replace(query, target_ids=target_ids, input_ids=prefix + target_ids[:-1])
+
+
+def _query(m: LoadedModel, fact: Fact, template: int, direction: Direction, *, asks_a: bool) -> Query:
+    text, a_span, b_span = fact.statement(direction, template)
+    target_span, evidence_span = (a_span, b_span) if asks_a else (b_span, a_span)
+    target, evidence = (fact.a, fact.b) if asks_a else (fact.b, fact.a)
+    empty = Query(direction, text, target, evidence)
+    try:
+        encoding = m.tokenizer(text, return_offsets_mapping=True)
+    except Exception as error:  # noqa: BLE001 - tokenizers raises bare Exception for a token it doesn't know
+        return replace(empty, unsupported=f"the tokenizer can't read it: {error}")
+    ids = tuple(int(i) for i in encoding["input_ids"])
+    offsets = [tuple(span) for span in encoding["offset_mapping"]]
+    target_positions, reason = _locate(text, offsets, target_span, "target")
+    evidence_positions, evidence_reason = _locate(text, offsets, evidence_span, "evidence")
+    reason = reason or evidence_reason or _unknown(m.tokenizer, ids, target_positions + evidence_positions)
+    if reason is None and m.max_length is not None and len(ids) > m.max_length:
+        reason = f"it has {len(ids)} tokens, the model holds {m.max_length}"
+    if reason is not None:
+        return replace(empty, unsupported=reason)
+    answers = fact.a_answers if asks_a else fact.b_answers
+    return _place(m, replace(empty, other_answers=_answers(m.tokenizer, answers)), ids, target_positions, evidence_positions)
+
+
+def _place(
+    m: LoadedModel, query: Query, ids: tuple[int, ...], target: tuple[int, ...], evidence: tuple[int, ...]
+) -> Query:
+    adapter = m.adapter
+    rows = tuple(position - adapter.shift for position in target)
+    if set(target) & set(evidence):
+        return replace(query, unsupported="target and evidence share a token")
+    if rows[0] < 0:
+        return replace(query, unsupported="the target starts at a position that no logits predict")
+    if adapter.objective == "causal" and evidence[-1] > target[0]:
+        return replace(query, unsupported="a causal model can't see evidence that stands after its target")
+    if adapter.objective == "masked" and adapter.shift and rows[0] in evidence:
+        return replace(query, unsupported="the row that predicts the target lies inside the evidence")
+    if adapter.objective == "causal":
+        prompt = ids[: target[-1]]
+    else:
+        assert m.mask_id is not None
+        prompt = tuple(m.mask_id if i in target else token for i, token in enumerate(ids))
+    return replace(
+        query,
+        input_ids=prompt,
+        target_ids=tuple(ids[i] for i in target),
+        rows=rows,
+        evidence_positions=evidence,
+    )
+
+
+def _locate(text: str, offsets: Sequence[Any], span: Span, what: str) -> tuple[tuple[int, ...], str | None]:
+    """Positions of the tokens that cover a character span; a token may take white space beside it, nothing else."""
+    start, end = span
+    positions = tuple(i for i, (s, e) in enumerate(offsets) if s < end and e > start)
+    covered = set()
+    for i in positions:
+        s, e = offsets[i]
+        outside = text[s : max(s, start)] + text[min(e, end) : e]
+        if outside.strip():
+            return (), f"the token {text[s:e]!r} crosses the border of the {what} {text[start:end]!r}"
+        covered.update(range(s, e))
+    missing = [c for c in range(start, end) if c not in covered and not text[c].isspace()]
+    if not positions or missing:
+        return (), f"the {what} {text[start:end]!r} can't be located in the tokens"
+    return positions, None
+
+
+def _unknown(tokenizer: Any, ids: tuple[int, ...], positions: tuple[int, ...]) -> str | None:
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    if unknown is not None and any(ids[i] == unknown for i in positions):
+        return "the tokenizer doesn't know a part of the target or evidence"
+    return None
+
+
+def _answers(tokenizer: Any, answers: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(tokenizer(answer, add_special_tokens=False)["input_ids"]) for answer in answers)

@@ -1,0 +1,208 @@
+"""``Report``: signatures with verdicts, accuracy, and every measured value as a frame."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rcprobe.errors import UsageError
+from rcprobe.facts import Dataset
+from rcprobe.measured import Measured, Step
+from rcprobe.metrics import Metric
+from rcprobe.signatures import Signature, find, judge_all
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FULL = "full vocabulary"
+
+
+@dataclass(frozen=True)
+class SeedRun:
+    """One seed's steps. ``failure`` says why it ended early; ``fingerprint`` is of the weights last probed."""
+
+    seed: int
+    steps: tuple[Step, ...]
+    failure: str | None
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run found.
+
+    ``signatures`` are keyed by metric, with the pairing behind it for any but the metric's first; ``accuracy`` maps
+    pairing → reading → per-seed (forward, reverse) at the last step; ``notes`` are what a reader must know first;
+    ``info`` says how the run was made (versions, settings, fingerprints).
+    """
+
+    dataset: Dataset
+    runs: tuple[SeedRun, ...]
+    signatures: Mapping[str, Signature]
+    accuracy: Mapping[str, Mapping[str, tuple[tuple[float, float], ...]]]
+    excluded: Mapping[str, Mapping[str, int]]
+    notes: tuple[str, ...]
+    info: Mapping[str, Any]
+
+    def frame(self, metric: str | None = None) -> "pd.DataFrame":
+        """Every measured value, one row a value: seed, step, metric, pairing, fact, texts, distances, layer, head.
+
+        With ``metric``, only that metric's rows, one column for each of the metric's columns.
+        """
+        import pandas as pd
+
+        measured = [m for run in self.runs for step in run.steps for m in step.measured]
+        names = sorted({m.metric for m in measured})
+        if metric is not None and metric not in names:
+            raise UsageError(f"no metric {metric!r} was measured; measured: {', '.join(names) or 'none'}")
+        frames = [self._rows(m) for m in measured if metric in (None, m.metric)]
+        if metric is None:
+            keys = _KEYS
+            frames = [f.melt(keys, var_name="column", value_name="value") for f in frames]
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*_KEYS, "column", "value"])
+
+    def _rows(self, measured: Measured) -> "pd.DataFrame":
+        import pandas as pd
+
+        shape = next((c.shape for c in measured.columns.values() if c.ndim == 3), (len(measured.table.fact),))
+        cells = math.prod(shape[1:])
+        repeat = np.repeat(np.arange(shape[0]), cells)
+        layer, head = np.divmod(np.tile(np.arange(cells), shape[0]), shape[2]) if len(shape) == 3 else (-1, -1)
+        facts, table = self.dataset.facts, measured.table
+        keys = {
+            "seed": measured.seed,
+            "step": measured.step,
+            "metric": measured.metric,
+            "pairing": measured.pairing,
+            "fact": table.fact[repeat],
+            "a": [facts[i].a for i in table.fact[repeat]],
+            "b": [facts[i].b for i in table.fact[repeat]],
+            "template": table.template[repeat],
+            "delta_forward": table.delta_forward[repeat],
+            "delta_reverse": table.delta_reverse[repeat],
+            "layer": layer,
+            "head": head,
+        }
+        columns = {n: (c.reshape(-1) if c.ndim == 3 else c[repeat]) for n, c in measured.columns.items()}
+        return pd.DataFrame({**keys, **columns})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report without its rows, ready for strict JSON: undefined numbers are None."""
+        plain = {
+            "info": dict(self.info),
+            "notes": list(self.notes),
+            "accuracy": {p: {r: [list(x) for x in seeds] for r, seeds in v.items()} for p, v in self.accuracy.items()},
+            "signatures": {name: asdict(signature) for name, signature in self.signatures.items()},
+            "excluded": {pairing: dict(reasons) for pairing, reasons in self.excluded.items()},
+            "seeds": [{"seed": r.seed, "failure": r.failure, "fingerprint": r.fingerprint} for r in self.runs],
+        }
+        return _strict(plain)  # type: ignore[no-any-return]
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``report.json`` and ``values.csv`` into a folder that is new or empty."""
+        folder = new_folder(folder)
+        (folder / "report.json").write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
+        self.frame().to_csv(folder / "values.csv", index=False)
+
+
+_KEYS = ["seed", "step", "metric", "pairing", "fact", "a", "b", "template", "delta_forward", "delta_reverse", "layer", "head"]
+
+
+def new_folder(folder: str | Path) -> Path:
+    """Make a folder for results. Raises ``UsageError`` if it holds anything or can't be made."""
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        occupied = any(path.iterdir())
+    except OSError as error:
+        raise UsageError(f"{path}: can't write there ({error.strerror})") from error
+    if occupied:
+        raise UsageError(f"{path}: holds files already; name a new folder, nothing was overwritten")
+    return path
+
+
+def build(
+    dataset: Dataset,
+    metrics: Sequence[Metric],
+    runs: Sequence[SeedRun],
+    *,
+    chance: float,
+    identities: Mapping[str, str],
+    info: Mapping[str, Any],
+) -> Report:
+    """Judge what seeds measured. ``chance`` is the accuracy of guessing in the reading that decides the gate."""
+    finished = [run for run in runs if run.failure is None]
+    gate = _Gate(dataset, finished, chance)
+    found, skipped = {}, {}
+    for metric in metrics:
+        for pairing in metric.pairings if metric.conditions else ():
+            name = metric.name if pairing == metric.pairings[0] else f"{metric.name} ({pairing})"
+            last = [_pick(run.steps[-1], metric.name, pairing) for run in finished]
+            first = [_pick(run.steps[0], metric.name, pairing) for run in finished]
+            both = [(a, b) for a, b in zip(last, first, strict=True) if a is not None and b is not None]
+            findings = find(metric, [a for a, _ in both], [b for _, b in both], dataset.replicate) if both else ()
+            if not both:
+                reasons = finished[0].steps[-1].skipped if finished else {}
+                skipped[name] = reasons.get(f"{metric.name} ({pairing})", "no seed finished")
+            found[name] = (metric, pairing, findings)
+    signatures = judge_all(
+        found, replicate=dataset.replicate, identities=identities, not_trained=gate.failed, skipped=skipped
+    )
+    notes = [f"seed {run.seed} failed: {run.failure}" for run in runs if run.failure] + gate.notes
+    accuracy: dict[str, dict[str, tuple[tuple[float, float], ...]]] = {}
+    for run in finished:
+        for pairing, readings in run.steps[-1].accuracy.items():
+            for reading, both_ways in readings.items():
+                seeds = accuracy.setdefault(pairing, {})
+                seeds[reading] = (*seeds.get(reading, ()), both_ways)
+    excluded = finished[0].steps[-1].excluded if finished else {}
+    return Report(dataset, tuple(runs), signatures, accuracy, excluded, tuple(notes), info)
+
+
+class _Gate:
+    """Whether forward facts were learned at all: 90 % of the run's best forward accuracy, and 5 × chance."""
+
+    def __init__(self, dataset: Dataset, runs: Sequence[SeedRun], chance: float) -> None:
+        reading = next(iter(dataset.readings), FULL)
+        forward = {run.seed: [_forward(step, reading) for step in run.steps] for run in runs}
+        best = max((value for values in forward.values() for value in values if not math.isnan(value)), default=math.nan)
+        bar = max(0.9 * best, min(5 * chance, 0.9))
+        final = {seed: values[-1] for seed, values in forward.items() if values}
+        stuck = [seed for seed, value in final.items() if not value >= bar]
+        self.notes = [
+            f"seed {seed} is stuck: forward accuracy {final[seed]:.0%} ({reading}), the bar is {bar:.0%}; "
+            "it stays in every average" for seed in stuck
+        ]
+        median = float(np.median(list(final.values()))) if final else math.nan
+        self.failed = ""
+        if not final:
+            self.failed = "no seed finished"
+        elif not median >= bar:
+            self.failed = f"median forward accuracy {median:.0%} ({reading}) is under the bar of {bar:.0%}"
+
+
+def _forward(step: Step, reading: str) -> float:
+    """Forward accuracy in the reading: same target where the model can be asked so, else swapped."""
+    for pairing in ("same_target", "swapped"):
+        value = step.accuracy.get(pairing, {}).get(reading, (math.nan, math.nan))[0]
+        if not math.isnan(value):
+            return value
+    return math.nan
+
+
+def _pick(step: Step, metric: str, pairing: str) -> Measured | None:
+    return next((m for m in step.measured if m.metric == metric and m.pairing == pairing), None)
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    if isinstance(value, float | np.floating):
+        return float(value) if math.isfinite(value) else None
+    return value

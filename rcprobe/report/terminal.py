@@ -1,0 +1,59 @@
+"""A report on a terminal."""
+
+from rich.console import Console
+from rich.table import Table
+
+from rcprobe.report import words
+from rcprobe.report.report import Report
+
+
+def print_report(report: Report, console: Console | None = None) -> None:
+    """Print what was asked, accuracy both ways, every signature with interval, control, effect and verdict."""
+    console = console or Console(highlight=False)
+    info = report.info
+    seeds = len(report.runs)
+    trained = f"trained {info['train']['steps']} steps forward only" if info["train"] else "as it is"
+    console.print(f"{info['model']} on {info['dataset']}: {info['facts']} facts, {seeds} seed{'s'[: seeds != 1]}, {trained}")
+    console.print(accuracy_table(report))
+    console.print(signature_table(report))
+    for name, signature in report.signatures.items():
+        if signature.why:
+            console.print(f"{name}: {signature.verdict}, {signature.why}", soft_wrap=True)
+    for pairing, reasons in report.excluded.items():
+        for reason, count in reasons.items():
+            console.print(f"excluded ({pairing}): {count} pairs, {reason}", soft_wrap=True)
+    for note in report.notes:
+        console.print(f"note: {note}", soft_wrap=True)
+
+
+def accuracy_table(report: Report) -> Table:
+    """Accuracy both ways by pairing and reading: mean, and the range over seeds."""
+    table = Table(title="Accuracy (mean, range over seeds)", title_justify="left")
+    for column in ("pairing", "answers compared with", "forward", "reverse"):
+        table.add_column(column, justify="right" if column in ("forward", "reverse") else "left")
+    for pairing, readings in report.accuracy.items():
+        for reading, seeds in readings.items():
+            forward, reverse = ([seed[way] for seed in seeds] for way in (0, 1))
+            table.add_row(pairing, reading, words.percent(forward), words.percent(reverse))
+    return table
+
+
+def signature_table(report: Report) -> Table:
+    """One row a condition of each signature."""
+    table = Table(title="Signatures (estimate, 95 % interval)", title_justify="left")
+    for column in ("signature", "measured", "estimate", "against", "effect", "verdict"):
+        table.add_column(column)
+    for signature in report.signatures.values():
+        title = f"{signature.title}\n({signature.pairing})"
+        if not signature.findings:
+            table.add_row(title, "–", "–", "–", "–", signature.verdict)
+        for i, finding in enumerate(signature.findings):
+            table.add_row(
+                title if i == 0 else "",
+                f"{finding.condition.label} > {finding.condition.margin:g}",
+                words.interval(finding),
+                words.control(finding),
+                words.effect(finding),
+                signature.verdict if i == 0 else "",
+            )
+    return table

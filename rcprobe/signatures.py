@@ -1,0 +1,224 @@
+"""From measured columns to signatures: estimate, interval, control, effect size, verdict."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rcprobe.facts import Pairing
+from rcprobe.measured import Measured
+from rcprobe.metrics import Condition, Metric
+from rcprobe.statistics import (
+    Estimate,
+    Verdict,
+    hedges_dz,
+    holm,
+    judge,
+    over_clusters,
+    over_seeds,
+    permutation_test,
+    probability_superior,
+    score_correlation,
+    weighted_mean,
+)
+
+Floats = NDArray[np.float64]
+MINIMUM = {"seed": 5, "fact": 20}  # replicates under which nothing is judged (measurement.md, Verdict)
+UNDEFINED_SHARE = 0.2
+PERMUTATIONS = 100
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one condition came to.
+
+    ``control`` is the same statistic of the control (for correlations: its mean after facts were shuffled between
+    directions, with the permutation's p); ``superior`` is P(matched > control), ``d_z`` the standardised contrast,
+    ``start`` the value at the first step. NaN where undefined.
+    """
+
+    condition: Condition
+    estimate: Estimate
+    control: float
+    superior: float = math.nan
+    d_z: float = math.nan
+    start: float = math.nan
+    permutation_p: float = math.nan
+    undefined_pairs: float = 0.0
+
+
+@dataclass(frozen=True)
+class Signature:
+    """One measured ingredient, its findings, and what they amount to; ``why`` explains a verdict that needs it."""
+
+    name: str
+    metric: str
+    title: str
+    pairing: Pairing
+    verdict: Verdict
+    findings: tuple[Finding, ...]
+    why: str = ""
+
+
+def find(metric: Metric, last: Sequence[Measured], first: Sequence[Measured], replicate: str) -> tuple[Finding, ...]:
+    """Evaluate a metric's conditions on the last step of each seed, growth counted from the first."""
+    same_step = all(a.step == b.step for a, b in zip(last, first, strict=True))
+    found = []
+    for condition in metric.conditions:
+        if condition.growth and same_step:
+            found.append(_undefined(condition, replicate))
+        elif condition.statistic == "correlation":
+            found.append(_correlation(condition, last, first, replicate))
+        else:
+            found.append(_contrast(condition, last, first, replicate))
+    return tuple(found)
+
+
+def judge_all(
+    found: Mapping[str, tuple[Metric, Pairing, tuple[Finding, ...]]],
+    *,
+    replicate: str,
+    identities: Mapping[str, str],
+    not_trained: str,
+    skipped: Mapping[str, str],
+) -> dict[str, Signature]:
+    """Verdicts, Holm-adjusted over the signatures of the table; ``not_trained`` says why, or is empty."""
+    adjusted = holm({name: max((f.estimate.p for f in findings), default=math.nan) for name, (_, _, findings) in found.items()})
+    signatures = {}
+    for name, (metric, pairing, findings) in found.items():
+        verdict: Verdict
+        if name in skipped:
+            verdict, why = "undefined", skipped[name]
+        elif metric.name in identities:
+            verdict, why = "identity", identities[metric.name]
+        elif not_trained:
+            verdict, why = "not trained", not_trained
+        else:
+            verdict, why = _verdict(findings, adjusted[name], replicate)
+        signatures[name] = Signature(name, metric.name, metric.title, pairing, verdict, findings, why)
+    return signatures
+
+
+def _verdict(findings: Sequence[Finding], adjusted_p: float, replicate: str) -> tuple[Verdict, str]:
+    minimum = MINIMUM[replicate]
+    few = min(f.estimate.n for f in findings)
+    if any(f.undefined_pairs > UNDEFINED_SHARE for f in findings):
+        return "undefined", f"over {UNDEFINED_SHARE:.0%} of the pairs have no value"
+    if few < minimum:
+        unit = "seeds" if replicate == "seed" else "clusters of facts"
+        return "undefined", f"{few} {unit}; a verdict needs {minimum}"
+    return judge([f.estimate for f in findings], adjusted_p, minimum=minimum), ""
+
+
+def _undefined(condition: Condition, replicate: str) -> Finding:
+    unit = "seeds" if replicate == "seed" else "clusters"
+    nan = math.nan
+    return Finding(condition, Estimate(nan, nan, nan, nan, condition.margin, 0, 0, unit, "growth needs two steps"), nan)
+
+
+def _contrast(condition: Condition, last: Sequence[Measured], first: Sequence[Measured], replicate: str) -> Finding:
+    """A mean, or effect size, of one value a fact: its template pairs, layers and heads averaged."""
+    per_seed = [_per_fact(condition, a, b if condition.growth else None) for a, b in zip(last, first, strict=True)]
+    values = [value for value, _ in per_seed]
+    contrasts = [value - control if control is not None else value for value, control in per_seed]
+    statistic = hedges_dz if condition.statistic == "effect_size" else weighted_mean
+    if replicate == "seed":
+        estimate = over_seeds([statistic(x) for x in contrasts], condition.margin)
+    else:
+        clusters = _first_of_each(last[0].table.fact[_kept(last[0])], last[0].table.cluster[_kept(last[0])])
+        defined = ~np.isnan(np.stack(contrasts)).all(axis=0)
+        estimate = over_clusters(
+            lambda w: _mean([statistic(x, w) for x in contrasts]), clusters, condition.margin, defined=defined
+        )
+    paired = [(value, control) for value, control in per_seed if control is not None]
+    start = [_per_fact(condition, b, None) for b in first]
+    return Finding(
+        condition,
+        estimate,
+        control=_mean([weighted_mean(control) for _, control in paired]),
+        superior=_mean([probability_superior(value, control) for value, control in paired]),
+        d_z=_mean([hedges_dz(x) for x in contrasts]),
+        start=_mean([statistic(v - c if c is not None else v) for v, c in start]) if not condition.growth else math.nan,
+        undefined_pairs=float(np.isnan(np.concatenate(values)).mean()),
+    )
+
+
+def _correlation(condition: Condition, last: Sequence[Measured], first: Sequence[Measured], replicate: str) -> Finding:
+    """The pooled correlation over facts inside (layer, head, δ→, δ←), freed of stratum means."""
+    rows = [_score_rows(condition, measured) for measured in last]
+    if replicate == "seed":
+        estimate = over_seeds([score_correlation(*row).pooled for row in rows], condition.margin)
+    else:
+        kept = _kept(last[0])
+        estimate = over_clusters(
+            lambda w: _mean([score_correlation(*row, weights=w).pooled for row in rows]),
+            last[0].table.cluster[kept],
+            condition.margin,
+            resamples=500,
+            defined=~np.isnan(rows[0][0]).all(axis=1),
+        )
+    tests = [permutation_test(*row, permutations=PERMUTATIONS, seed=seed) for seed, row in enumerate(rows)]
+    start = [score_correlation(*_score_rows(condition, measured)).pooled for measured in first]
+    if replicate == "fact" and not math.isnan(estimate.p):
+        estimate = replace(estimate, p=max(estimate.p, tests[0][0]))
+    return Finding(
+        condition,
+        estimate,
+        control=_mean([mean for _, mean, _ in tests]),
+        start=_mean(start),
+        permutation_p=_mean([p for p, _, _ in tests]),
+        undefined_pairs=float(np.isnan(np.concatenate([row[0] for row in rows])).mean()),
+    )
+
+
+def _score_rows(condition: Condition, measured: Measured) -> tuple[Floats, Floats, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    kept, table = _kept(measured), measured.table
+    forward, reverse = (_cells(measured.columns[name])[kept] for name in condition.columns)
+    return forward, reverse, table.group[kept], table.stratum[kept], table.fact[kept]
+
+
+def _per_fact(condition: Condition, measured: Measured, start: Measured | None) -> tuple[Floats, Floats | None]:
+    columns = []
+    for name in condition.columns:
+        values = _cells(measured.columns[name])
+        if start is not None:
+            values = values - _cells(start.columns[name])
+        columns.append(_by_fact(_row_mean(values)[_kept(measured)], measured.table.fact[_kept(measured)]))
+    return columns[0], columns[1] if len(columns) > 1 else None
+
+
+def _kept(measured: Measured) -> NDArray[np.bool_]:
+    """Signatures speak of trained facts; held-out ones stay in the frame."""
+    return measured.table.trained
+
+
+def _cells(column: Floats) -> Floats:
+    """[B] or [B, N, H] → [B, cells]."""
+    return column.reshape(len(column), -1)
+
+
+def _row_mean(values: Floats) -> Floats:
+    defined = ~np.isnan(values)
+    count = defined.sum(axis=1)
+    total = np.where(defined, values, 0.0).sum(axis=1)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def _by_fact(values: Floats, fact: NDArray[np.int64]) -> Floats:
+    """The mean of each fact's defined values, facts in ascending order; NaN where a fact has none."""
+    _, index = np.unique(fact, return_inverse=True)
+    defined = ~np.isnan(values)
+    count = np.bincount(index[defined], minlength=index.max() + 1)
+    total = np.bincount(index[defined], weights=values[defined], minlength=index.max() + 1)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def _first_of_each(fact: NDArray[np.int64], cluster: NDArray[np.int64]) -> NDArray[np.int64]:
+    return cluster[np.unique(fact, return_index=True)[1]]
+
+
+def _mean(values: Sequence[float]) -> float:
+    """The mean of defined values; NaN where there are none."""
+    return weighted_mean(values) if len(values) else math.nan

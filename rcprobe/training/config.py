@@ -1,0 +1,44 @@
+"""How a model is trained."""
+
+from dataclasses import dataclass
+
+from rcprobe.errors import UsageError
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of forward-only training; the objective is the one the model's adapter declares.
+
+    ``warmup`` counts steps of linear warm-up to a constant ``lr``; ``clip`` bounds the gradient's norm; ``ema`` is
+    the decay of the averaged weights that are probed (0: the raw weights). ``probe_every`` probes each so many
+    steps, ``probe_at`` names steps; step 0 and the last are always probed. ``seed`` is the first seed.
+    Raises ``UsageError`` for values out of range.
+    """
+
+    steps: int
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = 0.0
+    warmup: int = 100
+    clip: float = 1.0
+    batch_size: int = 64
+    ema: float = 0.999
+    probe_every: int | None = None
+    probe_at: tuple[int, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, low in (("steps", 1), ("batch_size", 1), ("warmup", 0), ("probe_every", 1)):
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise UsageError(f"training: {name} is {value}; it must be at least {low}")
+        if not (self.lr > 0 and self.clip > 0 and 0 <= self.ema < 1):
+            raise UsageError("training: lr and clip must be positive, ema at least 0 and below 1")
+        outside = [k for k in self.probe_at if not 0 <= k <= self.steps]
+        if outside:
+            raise UsageError(f"training: probe_at names step {outside[0]}, training has {self.steps}")
+
+    def probed(self) -> tuple[int, ...]:
+        """The steps that are probed, in order."""
+        every = range(0, self.steps + 1, self.probe_every) if self.probe_every else ()
+        return tuple(sorted({0, *every, *self.probe_at, self.steps}))

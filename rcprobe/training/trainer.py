@@ -1,0 +1,117 @@
+"""Training on forward statements, with stops where the model is probed."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rcprobe.errors import DataError, TrainingError
+from rcprobe.facts import Fact
+from rcprobe.loaded import LoadedModel
+from rcprobe.training.config import TrainConfig
+from rcprobe.training.objectives import OBJECTIVES
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A stop of training: ``loss`` is the mean since the stop before (None at step 0)."""
+
+    step: int
+    loss: float | None
+
+
+def train(
+    m: LoadedModel,
+    facts: Sequence[Fact],
+    config: TrainConfig,
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[Checkpoint]:
+    """Train on the forward statements of trained facts, yielding at each step of ``config.probed()``.
+
+    While a checkpoint is out, the model holds the averaged weights; they are also what it is left with. Statements
+    are drawn with replacement. ``progress`` is told (step, of how many) now and then. Raises ``TrainingError`` naming seed and step when the loss isn't finite, and
+    ``DataError`` when there is nothing to train on.
+    """
+    ids, real = forward_statements(m, facts)
+    generator = torch.Generator().manual_seed(seed)
+    parameters = [p for p in m.model.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(
+        parameters, config.lr, config.betas, weight_decay=config.weight_decay, fused=m.device.type in ("cpu", "cuda")
+    )
+    average = _Average(parameters, config.ema)
+    loss_of = OBJECTIVES[m.adapter.objective]
+    stops, losses = set(config.probed()), []
+    yield Checkpoint(0, None)
+    m.model.train()
+    for step in range(1, config.steps + 1):
+        drawn = torch.randint(len(ids), (config.batch_size,), generator=generator)
+        loss = loss_of(m, ids[drawn].to(m.device), real[drawn].to(m.device), generator)
+        optimiser.param_groups[0]["lr"] = config.lr * min(1.0, step / max(config.warmup, 1))
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(parameters, config.clip, foreach=True)
+        optimiser.step()
+        average.update()
+        losses.append(loss.detach())
+        if progress is not None and step % 20 == 0:
+            progress(step, config.steps)
+        if step in stops:
+            mean = float(torch.stack(losses).mean())
+            if not torch.isfinite(torch.tensor(mean)):
+                raise TrainingError(f"training diverged: the loss is {mean} by step {step}, seed {seed}; lower lr")
+            losses.clear()
+            with average.held():
+                yield Checkpoint(step, mean)
+            m.model.train()
+    average.settle()
+    m.model.eval()
+
+
+def forward_statements(m: LoadedModel, facts: Sequence[Fact]) -> tuple[Tensor, Tensor]:
+    """Token ids [S, L] of all forward statements of trained facts, padded right, and which are real [S, L]."""
+    texts = [fact.statement("forward", k)[0] for fact in facts if fact.trained for k in range(len(fact.forward))]
+    if not texts:
+        raise DataError("nothing to train on: every fact is held out")
+    rows = [torch.tensor(ids) for ids in m.tokenizer(texts)["input_ids"]]
+    longest = max(len(row) for row in rows)
+    if m.max_length is not None and longest > m.max_length:
+        raise DataError(f"a forward statement has {longest} tokens, the model holds {m.max_length}")
+    pad = torch.nn.utils.rnn.pad_sequence
+    real = pad([torch.ones(len(row), dtype=torch.bool) for row in rows], batch_first=True)
+    return pad(rows, batch_first=True, padding_value=m.pad_id), real
+
+
+class _Average:
+    """Exponential moving average of parameters, its decay ramping up as (1 + n)/(10 + n) (RADD)."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
+        self.parameters, self.decay, self.updates = list(parameters), decay, 0
+        self.shadow = [p.detach().clone() for p in self.parameters]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.decay else 0.0
+        torch._foreach_lerp_(self.shadow, [p.detach() for p in self.parameters], 1 - decay)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """The averaged weights inside, the raw ones again after."""
+        raw = [p.detach().clone() for p in self.parameters]
+        self.settle()
+        try:
+            yield
+        finally:
+            self._put(raw)
+
+    def settle(self) -> None:
+        """Leave the averaged weights in the model."""
+        self._put(self.shadow)
+
+    @torch.no_grad()
+    def _put(self, values: Sequence[Tensor]) -> None:
+        for parameter, value in zip(self.parameters, values, strict=True):
+            parameter.copy_(value)
