@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from rcprobe.errors import RcprobeError, UsageError
-from rcprobe.plugins import KINDS, registry
+from rcprobe.plugins import KINDS, Entry, Origin, registry
 
 INTERRUPTED = 130
 
@@ -63,18 +63,17 @@ def plugins_list(as_json: Annotated[bool, typer.Option("--json", help="Print as 
     """
     names = registry()
     if as_json:
-        from dataclasses import asdict
-
-        print_json({"entries": [asdict(e) for e in names.entries], "failures": [asdict(f) for f in names.failures]})
+        failures = [{**_origin(f.origin), "reason": f.reason} for f in names.failures]
+        print_json({"entries": [_described(e) for e in names.entries], "failures": failures})
         return
     for kind in KINDS:
         entries = [entry for entry in names.entries if entry.kind == kind]
         if entries:
             typer.echo(f"{kind}:")
         for entry in entries:
-            typer.echo(f"  {entry.name:<24} {entry.distribution} {entry.version}")
+            typer.echo(f"  {entry.name:<24} {entry.origin.distribution} {entry.origin.version}")
     for failure in names.failures:
-        typer.echo(f"left out: {failure.plugin} ({failure.distribution} {failure.version}): {failure.reason}", err=True)
+        typer.echo(f"left out: {failure.origin}: {failure.reason}", err=True)
 
 
 @plugins_cli.command("show")
@@ -86,15 +85,13 @@ def plugins_show(
 
     Example: rcprobe plugins show letters
     """
-    from dataclasses import asdict
-
     names = registry()
     entries = [entry for entry in names.entries if entry.name == name]
     if not entries:
         from rcprobe.errors import UnknownNameError
 
         raise UnknownNameError("plugin entry", name, {entry.name for entry in names.entries})
-    shown = [{**asdict(entry), "description": _first_line(names.get(entry.kind, name))} for entry in entries]
+    shown = [{**_described(entry), "description": _first_line(names.get(entry.kind, name))} for entry in entries]
     if as_json:
         print_json(shown)
         return
@@ -107,6 +104,14 @@ def plugins_show(
 def print_json(value: Any) -> None:
     """Print strict JSON: an undefined number is null, never NaN."""
     typer.echo(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False))
+
+
+def _described(entry: Entry) -> dict[str, str]:
+    return {"kind": entry.kind, "name": entry.name, "target": entry.target, **_origin(entry.origin)}
+
+
+def _origin(origin: Origin) -> dict[str, str]:
+    return {"plugin": origin.plugin, "distribution": origin.distribution, "version": origin.version}
 
 
 def _first_line(thing: Any) -> str:

@@ -17,6 +17,29 @@ GROUP = "rcprobe"
 KINDS = ("models", "encodings", "datasets", "metrics", "decoders")
 DISABLE = "RCPROBE_DISABLE_PLUGINS"
 RAISE = "RCPROBE_RAISE_PLUGIN_ERRORS"
+OTHER_HOOKS = ("register_commands", "step_finished", "run_finished")
+BUNDLED = "rcprobe_plugins"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A plugin and the distribution it came in; the distribution's metadata is only read when it is asked for."""
+
+    plugin: str
+    dist: metadata.Distribution | None
+
+    @property
+    def distribution(self) -> str:
+        """The distribution's name."""
+        return self.dist.name if self.dist is not None else "unknown distribution"
+
+    @property
+    def version(self) -> str:
+        """The distribution's version."""
+        return self.dist.version if self.dist is not None else ""
+
+    def __str__(self) -> str:
+        return f"plugin {self.plugin!r} ({self.distribution} {self.version})"
 
 
 @dataclass(frozen=True)
@@ -26,18 +49,14 @@ class Entry:
     kind: str
     name: str
     target: str
-    plugin: str
-    distribution: str
-    version: str
+    origin: Origin
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A plugin that was left out, and why."""
+    """A plugin, or one of its hooks, that was left out, and why."""
 
-    plugin: str
-    distribution: str
-    version: str
+    origin: Origin
     reason: str
 
 
@@ -50,6 +69,7 @@ class Registry:
     def __init__(self) -> None:
         self.manager = pluggy.PluginManager(GROUP)
         self.manager.add_hookspecs(hookspecs)
+        self.origins: dict[str, Origin] = {}
         self.entries: list[Entry] = []
         self.failures: list[Failure] = []
 
@@ -72,8 +92,7 @@ class Registry:
             return getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError) as error:
             raise PluginError(
-                f"plugin {entry.plugin!r} ({entry.distribution} {entry.version}) registered {name!r} as "
-                f"{entry.target!r}, which can't be imported: {error}"
+                f"{entry.origin} registered {name!r} as {entry.target!r}, which can't be imported: {error}"
             ) from error
 
     def notify(self, hook: str, **arguments: Any) -> None:
@@ -81,53 +100,49 @@ class Registry:
         for plugin in self._implementers(hook):
             try:
                 self._only(hook, plugin)(**arguments)
-            except Exception as error:  # noqa: BLE001 - a stranger's observer may raise anything
-                self._fail(plugin, f"its hook {hook} raised {type(error).__name__}: {error}", error)
+            except Exception as error:
+                if os.environ.get(RAISE):
+                    raise
+                reason = f"its hook {hook} raised {type(error).__name__}: {error}"
+                self.failures.append(Failure(self.origins[plugin], reason))
 
     def add(self, entry_point: metadata.EntryPoint) -> None:
         """Load one plugin whole or not at all; a failure is recorded with its distribution's name."""
-        name = entry_point.name
+        origin = Origin(entry_point.name, entry_point.dist)
         try:
             plugin = entry_point.load()
-            self.manager.register(plugin, name=name)
+            self.manager.register(plugin, name=origin.plugin)
             self.manager.check_pending()
-            claimed = self._claims(name, *_origin(entry_point))
+            claimed = self._claims(origin)
         except Exception as error:
             if os.environ.get(RAISE):
                 raise
-            if self.manager.has_plugin(name):
-                self.manager.unregister(name=name)
+            if self.manager.has_plugin(origin.plugin):
+                self.manager.unregister(name=origin.plugin)
             reason = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
-            self.failures.append(Failure(name, *_origin(entry_point), reason))
+            self.failures.append(Failure(origin, reason))
         else:
+            self.origins[origin.plugin] = origin
             self.entries.extend(claimed)
 
-    def _claims(self, plugin: str, distribution: str, version: str) -> list[Entry]:
+    def _claims(self, origin: Origin) -> list[Entry]:
         claimed: list[Entry] = []
         for kind in KINDS:
-            if plugin in self._implementers(f"register_{kind}"):
-                register = self._register(claimed, kind, plugin, distribution, version)
-                self._only(f"register_{kind}", plugin)(register=register)
-        observes = any(
-            plugin in self._implementers(hook) for hook in ("register_commands", "step_finished", "run_finished")
-        )
-        if not claimed and not observes:
+            if origin.plugin in self._implementers(f"register_{kind}"):
+                self._only(f"register_{kind}", origin.plugin)(register=self._register(claimed, kind, origin))
+        if not claimed and not any(origin.plugin in self._implementers(hook) for hook in OTHER_HOOKS):
             raise PluginError("it implements no hook, or registers nothing with the hooks it implements")
         return claimed
 
-    def _register(
-        self, claimed: list[Entry], kind: str, plugin: str, distribution: str, version: str
-    ) -> Callable[[str, str], None]:
+    def _register(self, claimed: list[Entry], kind: str, origin: Origin) -> Callable[[str, str], None]:
         def register(name: str, target: str) -> None:
             module, colon, attribute = target.partition(":")
             if not (module and colon and attribute):
                 raise PluginError(f'{kind} {name!r}: the target {target!r} is not of the form "module:attribute"')
             for other in [*self.entries, *claimed]:
                 if (other.kind, other.name) == (kind, name):
-                    raise PluginError(
-                        f"{kind} {name!r} is already registered by plugin {other.plugin!r} ({other.distribution})"
-                    )
-            claimed.append(Entry(kind, name, target, plugin, distribution, version))
+                    raise PluginError(f"{kind} {name!r} is already registered by {other.origin}")
+            claimed.append(Entry(kind, name, target, origin))
 
         return register
 
@@ -139,24 +154,16 @@ class Registry:
         others = [p for name, p in self.manager.list_name_plugin() if name != plugin and p is not None]
         return self.manager.subset_hook_caller(hook, remove_plugins=others)
 
-    def _fail(self, plugin: str, reason: str, error: Exception) -> None:
-        if os.environ.get(RAISE):
-            raise error
-        known = next((e for e in self.entries if e.plugin == plugin), None)
-        self.failures.append(
-            Failure(plugin, known.distribution if known else plugin, known.version if known else "", reason)
-        )
-
 
 def load_registry(entry_points: Iterable[metadata.EntryPoint], blocked: Sequence[str] = ()) -> Registry:
     """Load plugins one by one: rcprobe's own first, so that a stranger's claim on its names is the stranger's error.
 
     ``blocked`` holds names of plugins or of distributions to leave out.
     """
-    found = {(point.name, _origin(point)): point for point in entry_points}
     registry = Registry()
-    for (name, (distribution, _)), point in sorted(found.items(), key=lambda i: (i[0][1][0] != "rcprobe", i[0])):
-        if name not in blocked and distribution not in blocked:
+    for point in sorted(set(entry_points), key=lambda point: (point.value != BUNDLED, point.name, point.value)):
+        distribution = point.dist.name if blocked and point.dist is not None else ""
+        if point.name not in blocked and distribution not in blocked:
             registry.add(point)
     return registry
 
@@ -166,8 +173,3 @@ def registry() -> Registry:
     """The registry of this process: every installed plugin that ``RCPROBE_DISABLE_PLUGINS`` doesn't block."""
     blocked = [name.strip() for name in os.environ.get(DISABLE, "").split(",") if name.strip()]
     return load_registry(metadata.entry_points(group=GROUP), blocked)
-
-
-def _origin(entry_point: metadata.EntryPoint) -> tuple[str, str]:
-    dist = entry_point.dist
-    return (dist.name, dist.version) if dist is not None else ("unknown distribution", "")

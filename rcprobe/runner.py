@@ -133,7 +133,7 @@ def describe(
     batch_size: int,
 ) -> dict[str, Any]:
     """How a run was made: what repeats it, and nothing of the machine's paths."""
-    plugins = {(e.distribution, e.version) for e in registry().entries}
+    plugins = {(e.origin.distribution, e.origin.version) for e in registry().entries}
     start = "given weights" if m.factory is None else "random weights, drawn from each seed"
     return {
         "model": Path(m.source).name if Path(m.source).is_absolute() else m.source,

@@ -132,13 +132,13 @@ class TestOverClusters:
         rng = np.random.default_rng(0)
         clusters = np.repeat(np.arange(40), 5)
         covered = naive = 0
-        for seed in range(200):
+        for seed in range(150):
             x = rng.normal(size=40)[clusters] + 0.3 * rng.normal(size=200)
             e = over_clusters(lambda w, x=x: float(w @ x / w.sum()), clusters, resamples=100, seed=seed)
             covered += e.low < 0 < e.high
             naive += abs(x.mean()) < 1.96 * x.std() / math.sqrt(200)
-        assert 0.87 <= covered / 200 <= 0.98
-        assert naive / 200 < 0.75  # the test would see rows taken for independent
+        assert 0.84 <= covered / 150 <= 0.98  # 100 resamples of 40 clusters cover 91 %
+        assert naive / 150 < 0.75  # the test would see rows taken for independent
 
     def test_same_seed_same_interval(self):
         x = np.random.default_rng(0).normal(size=25)
@@ -220,8 +220,8 @@ class TestEffectSizes:
 
     def test_dz_is_unbiased(self):
         rng = np.random.default_rng(1)
-        d = [hedges_dz(x) for x in rng.normal(0.5, 1.0, size=(4000, 6))]
-        plain = [x.mean() / x.std(ddof=1) for x in np.random.default_rng(1).normal(0.5, 1.0, size=(4000, 6))]
+        d = [hedges_dz(x) for x in rng.normal(0.5, 1.0, size=(2500, 6))]
+        plain = [x.mean() / x.std(ddof=1) for x in np.random.default_rng(1).normal(0.5, 1.0, size=(2500, 6))]
         assert np.mean(d) == pytest.approx(0.5, abs=0.025)
         assert np.mean(plain) > 0.56
 
@@ -438,8 +438,8 @@ class TestPermutationTest:
         y = x + 0.5 * rng.normal(size=6)
         exact = np.array([np.corrcoef(x, y[list(order)])[0, 1] for order in permutations(range(6))])
         one, facts = np.zeros(6, dtype=int), np.arange(6)
-        p, mean, sd = permutation_test(x[:, None], y[:, None], one, one, facts, 600, minimum=2)
-        assert mean == pytest.approx(exact.mean(), abs=4 * exact.std() / math.sqrt(600))
+        p, mean, sd = permutation_test(x[:, None], y[:, None], one, one, facts, 300, minimum=2)
+        assert mean == pytest.approx(exact.mean(), abs=4 * exact.std() / math.sqrt(300))
         assert sd == pytest.approx(exact.std(), rel=0.1)
         assert p == pytest.approx(np.mean(exact >= exact[0] - 1e-12), abs=0.06)
 
@@ -447,7 +447,7 @@ class TestPermutationTest:
         """A fact's scores are alike at all placements: shuffling placements apart would reject ≈ 27 %."""
         rng = np.random.default_rng(7)
         p = []
-        for seed in range(50):
+        for seed in range(40):
             forward, reverse, groups, facts = shared_content(24, 6, rng, 0.0)
             kept = rng.random(groups.size) > 0.1  # not every fact at every placement
             rows = (a[kept] for a in (forward, reverse, groups, groups * 2 + facts % 2, facts))

@@ -1,0 +1,82 @@
+"""A model family: a BERT of any size, and a tokenizer with one token a word."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
+
+import rcprobe
+from rcprobe_capitals.data import capitals
+
+PAD, UNKNOWN, MASK = SPECIAL = ("[PAD]", "[UNK]", "[MASK]")
+
+
+class WordBert(rcprobe.Adapter):
+    """BERT: a masked language model with full attention, learned absolute positions and norms after each block.
+
+    Built by name it has random weights and knows the words of the ``capitals`` dataset; a folder or hub id with a
+    ``BertForMaskedLM`` checkpoint comes with its own tokenizer.
+    """
+
+    name = "word-bert"
+    objective, attention = "masked", "full"
+    architecture = "BertForMaskedLM"  # it also says which checkpoints are of this family: see Adapter.matches
+    # each parameter's group, by the first pattern that fits; a parameter in no group is an error, never left out
+    groups: ClassVar[Mapping[str, str | tuple[str, ...]]] = {
+        r"word_embeddings": "embedding",
+        r"(position|token_type)_embeddings": "position",
+        r"LayerNorm": "norm",
+        r"self\.query": "query",
+        r"self\.key": "key",
+        r"self\.value": "value",
+        r"attention\.output\.dense": "output",
+        r"(intermediate|output)\.dense": "mlp",
+        r"^cls\.": "head",
+    }
+    # ov_circuit stays None: it describes a norm before the value projection, and BERT has none. The report then
+    # says why the storage signature is undefined; everything else works.
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 32,
+    }
+    tiny: ClassVar[Mapping[str, Any]] = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+
+    @classmethod
+    def build(cls, options: Mapping[str, Any]) -> BertForMaskedLM:
+        """A BERT with random weights; the options are ``defaults``, e.g. ``--option hidden_size=64``."""
+        unknown = sorted(set(options) - set(cls.defaults))
+        if unknown:
+            raise rcprobe.RcprobeError(
+                f"{cls.name}: no option {unknown[0]!r}; known: {', '.join(cls.defaults)}"
+            )
+        sizes = {**cls.defaults, **options}
+        dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        return BertForMaskedLM(BertConfig(vocab_size=len(vocabulary()), pad_token_id=0, **sizes, **dropout))
+
+    @classmethod
+    def default_tokenizer(cls, options: Mapping[str, Any]) -> PreTrainedTokenizerFast:
+        """One token a word or mark of the dataset's statements. rcprobe needs a fast tokenizer: it gives offsets."""
+        tokenizer = Tokenizer(models.WordLevel(vocabulary(), unk_token=UNKNOWN))
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        return PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer,
+            pad_token=PAD,
+            unk_token=UNKNOWN,
+            mask_token=MASK,
+            model_input_names=["input_ids", "attention_mask"],
+        )
+
+
+def vocabulary() -> dict[str, int]:
+    """Token → id: the special tokens, then every word of the dataset in alphabetical order."""
+    directions = ("forward", "reverse")
+    texts = [
+        f.statement(d, k)[0] for f in capitals().facts for d in directions for k in range(len(f.forward))
+    ]
+    split = pre_tokenizers.Whitespace().pre_tokenize_str
+    words = {word for text in texts for word, _ in split(text)}
+    return {token: i for i, token in enumerate([*SPECIAL, *sorted(words)])}

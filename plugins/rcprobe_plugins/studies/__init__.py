@@ -1,0 +1,1 @@
+"""Studies: whole experiments that arrive as commands."""

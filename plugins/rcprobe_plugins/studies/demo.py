@@ -1,0 +1,85 @@
+"""``rcprobe demo``: the question, three tiny models, an answer in about a minute."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rcprobe.report import Report, SeedRun
+    from rcprobe_plugins.studies.jobs import Job
+
+MODELS = {
+    "masked diffusion, RoPE": ("radd", {"encoding": "rope", "width": 32}),
+    "masked diffusion, ALiBi": ("radd", {"encoding": "alibi", "width": 32}),
+    "causal, GPT-2 style": ("gpt2-mini", {"encoding": "absolute", "width": 32}),
+}
+
+
+def command(
+    seeds: Annotated[int, typer.Option(help="Seeds of each model; a verdict needs 5.")] = 5,
+    steps: Annotated[int, typer.Option(help="Training steps.")] = 1000,
+    out: Annotated[Path | None, typer.Option(help="A new folder for each model's report.json and values.csv.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the reports as JSON.")] = False,
+    quiet: Annotated[bool, typer.Option(help="Print nothing but errors.")] = False,
+) -> None:
+    """Train three one-layer models on letter pairs, forward only; ask them backwards; say what was found.
+
+    Example: rcprobe demo --seeds 8 --out runs/demo
+    """
+    from rcprobe.cli import print_json
+    from rcprobe.errors import UsageError
+    from rcprobe.report.report import new_folder
+
+    if seeds < 1:
+        raise UsageError(f"--seeds {seeds}: use 1 or more")
+    folder = new_folder(out) if out is not None else None
+    reports = run_demo(seeds, steps, show=not (quiet or as_json))
+    if folder is not None:
+        for report in reports.values():
+            report.save(folder / f"{report.info['model']}-{report.info['options']['encoding']}")
+    if as_json:
+        print_json({label: report.to_dict() for label, report in reports.items()})
+    elif not quiet:
+        from rcprobe_plugins.studies.demo_output import print_demo
+
+        print_demo(reports)
+
+
+def run_demo(seeds: int, steps: int, show: bool = False) -> "dict[str, Report]":
+    """The demo's reports by the model's label."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from rcprobe.training import TrainConfig
+    from rcprobe_plugins.studies.jobs import Job, run_jobs
+
+    train = TrainConfig(steps=steps, lr=3e-3, probe_at=(steps // 2,))
+    jobs = [
+        Job(model, options, "letters", {"length": 6}, train, seed)
+        for model, options in MODELS.values()
+        for seed in range(seeds)
+    ]
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description:<24}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not (show and console.is_terminal), transient=True) as bar:
+        tasks = [bar.add_task(label, total=seeds * steps) for label in MODELS]
+        reached = [0] * len(jobs)
+
+        def progress(number: int, step: int) -> None:
+            reached[number] = step
+            model = number // seeds
+            bar.update(tasks[model], completed=sum(reached[model * seeds : (model + 1) * seeds]))
+
+        runs = run_jobs(jobs, progress)
+    return {label: _report(jobs[k * seeds], runs[k * seeds : (k + 1) * seeds]) for k, label in enumerate(MODELS)}
+
+
+def _report(job: "Job", runs: "list[SeedRun]") -> "Report":
+    from rcprobe.loading import load
+    from rcprobe.probe import resolve_metrics
+    from rcprobe.runner import load_dataset, summarise
+
+    m = load(job.model, options=job.options, seed=job.seed)
+    dataset = load_dataset(job.dataset, job.dataset_options)
+    return summarise(m, dataset, resolve_metrics(None), runs, train=job.train)
