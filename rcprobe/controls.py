@@ -1,35 +1,95 @@
 """Which other facts a fact is compared with: the controls of every signature."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from rcprobe.facts import Query, QueryPair
 
 
-def partners(pairs: Sequence[QueryPair], count: int, seed: int = 0) -> list[tuple[int, ...]]:
-    """For each pair, up to ``count`` other pairs of its stratum that share nothing with it, in a seeded order.
+BLOCK = 32  # pairs among which partners are chosen; batches hold whole blocks
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """The K controls of each of B pairs.
+
+    ``kinds[k]`` is ``same_target``, ``other_target`` or ``other_fact``; ``partner[i, k]`` the pair that lends its
+    evidence or target, −1 where none is left. The first 2·``rounds`` columns are same and other target in turn: in
+    round r each reverse prompt is also asked for its partner's target, which is another target for the prompt's own
+    pair and the same target from other evidence for the partner's. ``blocks`` list pairs that are each other's
+    partners.
+    """
+
+    kinds: tuple[str, ...]
+    partner: Int[Tensor, "B K"]
+    rounds: int
+    blocks: tuple[tuple[int, ...], ...]
+
+    def batches(self, size: int) -> Iterator[list[int]]:
+        """Whole blocks together, up to ``size`` pairs (a single block may hold more)."""
+        batch: list[int] = []
+        for block in self.blocks:
+            if batch and len(batch) + len(block) > size:
+                yield batch
+                batch = []
+            batch += block
+        if batch:
+            yield batch
+
+    def within(self, indices: Sequence[int]) -> "Assignment":
+        """The assignment of the given pairs, partners numbered among them; they must be whole blocks."""
+        place = {i: n for n, i in enumerate(indices)}
+        partner = [[place[j] if j >= 0 else -1 for j in row] for row in self.partner[list(indices)].tolist()]
+        shaped = torch.tensor(partner, dtype=torch.long).reshape(len(indices), len(self.kinds))
+        return Assignment(self.kinds, shaped, self.rounds, ())
+
+
+def assign(pairs: Sequence[QueryPair], count: int, seed: int = 0) -> Assignment:
+    """Choose ``count`` controls for each pair that can be asked, among pairs of its stratum that share nothing with it.
 
     A partner has the same template pair, token counts, distances and lengths; it is of another cluster of facts,
-    and no word of its entities or answers is one of the pair's (a shared surname would give evidence away).
-    Returns indices into ``pairs``; pairs that can't be asked have none.
+    and no word of its entities or answers is one of the pair's (a shared surname would give evidence away). A
+    quarter of the controls, at least one, ask the same target from other evidence, as many another target from the
+    same evidence, the rest another fact.
     """
+    rounds = min(max(1, count // 4), count // 2)
+    kinds = ("same_target", "other_target") * rounds + ("other_fact",) * (count - 2 * rounds)
+    partner = torch.full((len(pairs), count), -1)
+    blocks = _blocks(pairs, seed)
+    words = [_words(pair.forward) | _words(pair.reverse) for pair in pairs]
+    for block in blocks:
+        for place, i in enumerate(block):
+            others = block[place + 1 :] + block[:place]
+            free = [j for j in others if pairs[j].cluster != pairs[i].cluster and not words[i] & words[j]]
+            for r, j in enumerate(free[:rounds]):
+                partner[i, 2 * r + 1] = j
+                if partner[j, 2 * r] < 0:
+                    partner[j, 2 * r] = i
+            for k, j in enumerate(free[: count - 2 * rounds]):
+                partner[i, 2 * rounds + k] = j
+    return Assignment(kinds, partner, rounds, blocks)
+
+
+def _blocks(pairs: Sequence[QueryPair], seed: int) -> tuple[tuple[int, ...], ...]:
+    """Strata in the order of their length, cut into nearly equal blocks, facts in a seeded order."""
     strata: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for i, pair in enumerate(pairs):
         if pair.unsupported is None:
             strata[pair.stratum].append(i)
-    words = [_words(pair.forward) | _words(pair.reverse) for pair in pairs]
-    # one order of facts for all templates, so that a fact meets the same partners at every distance
+    # one order of facts for all strata, so that a fact meets the same partners at every distance
     order = np.random.default_rng(seed).permutation(1 + max((pair.fact for pair in pairs), default=0))
-    chosen: list[tuple[int, ...]] = [()] * len(pairs)
-    for members in strata.values():
+    blocks: list[tuple[int, ...]] = []
+    for members in sorted(strata.values(), key=lambda group: len(pairs[group[0]].reverse.input_ids)):
         ring = sorted(members, key=lambda i: order[pairs[i].fact])
-        for place, i in enumerate(ring):
-            others = ring[place + 1 :] + ring[:place]
-            free = (j for j in others if pairs[j].cluster != pairs[i].cluster and not words[i] & words[j])
-            chosen[i] = tuple(j for j, _ in zip(free, range(count), strict=False))
-    return chosen
+        pieces = np.array_split(np.array(ring), -(-len(ring) // BLOCK))
+        blocks.extend(tuple(int(i) for i in piece) for piece in pieces)
+    return tuple(blocks)
 
 
 def other_targets(pairs: Sequence[QueryPair]) -> list[tuple[tuple[int, ...], ...]]:

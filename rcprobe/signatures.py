@@ -27,7 +27,7 @@ from rcprobe.statistics import (
 Floats = NDArray[np.float64]
 MINIMUM = {"seed": 5, "fact": 20}  # replicates under which nothing is judged (measurement.md, Verdict)
 UNDEFINED_SHARE = 0.2
-PERMUTATIONS = 100
+PERMUTATIONS = {"seed": 50, "fact": 400}  # with facts, p enters the verdict: 1/401 survives Holm over many signatures
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def judge_all(
     skipped: Mapping[str, str],
 ) -> dict[str, Signature]:
     """Verdicts, Holm-adjusted over the signatures of the table; ``not_trained`` says why, or is empty."""
-    adjusted = holm({name: max((f.estimate.p for f in findings), default=math.nan) for name, (_, _, findings) in found.items()})
+    adjusted = holm({name: _worst_p(findings) for name, (_, _, findings) in found.items()})
     signatures = {}
     for name, (metric, pairing, findings) in found.items():
         verdict: Verdict
@@ -99,6 +99,12 @@ def judge_all(
             verdict, why = _verdict(findings, adjusted[name], replicate)
         signatures[name] = Signature(name, metric.name, metric.title, pairing, verdict, findings, why)
     return signatures
+
+
+def _worst_p(findings: Sequence[Finding]) -> float:
+    """All conditions must hold, so the largest p counts; NaN where one is undefined."""
+    values = [finding.estimate.p for finding in findings]
+    return math.nan if not values or any(math.isnan(p) for p in values) else max(values)
 
 
 def _verdict(findings: Sequence[Finding], adjusted_p: float, replicate: str) -> tuple[Verdict, str]:
@@ -141,7 +147,7 @@ def _contrast(condition: Condition, last: Sequence[Measured], first: Sequence[Me
         superior=_mean([probability_superior(value, control) for value, control in paired]),
         d_z=_mean([hedges_dz(x) for x in contrasts]),
         start=_mean([statistic(v - c if c is not None else v) for v, c in start]) if not condition.growth else math.nan,
-        undefined_pairs=float(np.isnan(np.concatenate(values)).mean()),
+        undefined_pairs=_undefined_share(condition, last),
     )
 
 
@@ -159,7 +165,7 @@ def _correlation(condition: Condition, last: Sequence[Measured], first: Sequence
             resamples=500,
             defined=~np.isnan(rows[0][0]).all(axis=1),
         )
-    tests = [permutation_test(*row, permutations=PERMUTATIONS, seed=seed) for seed, row in enumerate(rows)]
+    tests = [permutation_test(*row, permutations=PERMUTATIONS[replicate], seed=seed) for seed, row in enumerate(rows)]
     start = [score_correlation(*_score_rows(condition, measured)).pooled for measured in first]
     if replicate == "fact" and not math.isnan(estimate.p):
         estimate = replace(estimate, p=max(estimate.p, tests[0][0]))
@@ -169,7 +175,7 @@ def _correlation(condition: Condition, last: Sequence[Measured], first: Sequence
         control=_mean([mean for _, mean, _ in tests]),
         start=_mean(start),
         permutation_p=_mean([p for p, _, _ in tests]),
-        undefined_pairs=float(np.isnan(np.concatenate([row[0] for row in rows])).mean()),
+        undefined_pairs=_undefined_share(condition, last),
     )
 
 
@@ -187,6 +193,12 @@ def _per_fact(condition: Condition, measured: Measured, start: Measured | None) 
             values = values - _cells(start.columns[name])
         columns.append(_by_fact(_row_mean(values)[_kept(measured)], measured.table.fact[_kept(measured)]))
     return columns[0], columns[1] if len(columns) > 1 else None
+
+
+def _undefined_share(condition: Condition, last: Sequence[Measured]) -> float:
+    """The share of pairs that have no value in one of the condition's columns."""
+    rows = [np.isnan(_cells(m.columns[name])[_kept(m)]).all(axis=1) for m in last for name in condition.columns]
+    return max(float(row.mean()) for row in rows)
 
 
 def _kept(measured: Measured) -> NDArray[np.bool_]:

@@ -9,25 +9,47 @@ from torch import Tensor, nn
 
 from rcprobe.loaded import LoadedModel, evaluating
 from rcprobe.probing.batch import Batch
-from rcprobe.probing.captured import Captured, model_inputs, negative_log_prob, read_call, stack, target_logits
+from rcprobe.probing.captured import (
+    Call,
+    Captured,
+    head_path,
+    model_inputs,
+    negative_log_prob,
+    read_call,
+    stack,
+    target_rows,
+)
 
 CALL = "attention_interface"
 
 
-def capture(m: LoadedModel, batch: Batch, *, scores: bool = True) -> Captured:
-    """One traced forward pass: logits at the target rows and, if asked, each layer's scores at the batch's cells."""
+def capture(
+    m: LoadedModel, batch: Batch, *, scores: bool = True, taps: Sequence[str] = (), expand_positions: bool = False
+) -> Captured:
+    """One traced forward pass over a batch.
+
+    Reads logits, at the target rows alone (the head runs on no other), each layer's scores at the batch's cells if
+    asked, and what goes in and out of each module of ``taps`` (dotted names), with the graph that made it.
+    """
     import nnsight
 
     wrapper = m.wrapped
     paths = attention_paths(m.model) if scores else ()
-    with evaluating(m.model), torch.no_grad(), wrapper.trace(**model_inputs(m.model, batch)):
+    head = wrapper.get(head_path(m.model))
+    tapped = [wrapper.get(path) for path in taps]
+    inputs = model_inputs(m.model, batch, expand_positions)
+    with evaluating(m.model), torch.set_grad_enabled(bool(taps)), wrapper.trace(**inputs) as tracer:
+        if tapped:
+            cache = nnsight.save(tracer.cache(modules=tapped, device=None, detach=False, include_inputs=True))
         cells = nnsight.save([])
         for path in paths:
             source = wrapper.get(path).source
             args, kwargs = getattr(source, _last_call(source.names)).inputs
             cells.append(read_call(args, kwargs, batch))
-        logits = nnsight.save(target_logits(wrapper.output.logits, batch))
-    return Captured(logits=logits, **stack(cells, len(batch.row)))
+        head.input = target_rows(head.input, batch)
+        logits = nnsight.save(wrapper.output.logits)
+    calls = {path: _visits(cache, envoy.path) for path, envoy in zip(taps, tapped, strict=True)} if taps else {}
+    return Captured(logits=logits, calls=calls, **stack(cells, len(batch.row)))
 
 
 def capture_gradient(m: LoadedModel, batch: Batch, parameters: Sequence[nn.Parameter]) -> list[Tensor | None]:
@@ -36,7 +58,7 @@ def capture_gradient(m: LoadedModel, batch: Batch, parameters: Sequence[nn.Param
 
     wrapper = m.wrapped
     with evaluating(m.model), torch.enable_grad(), wrapper.trace(**model_inputs(m.model, batch)):
-        loss = negative_log_prob(m, wrapper.output.logits, batch)
+        loss = negative_log_prob(m, target_rows(wrapper.output.logits, batch), batch)
         gradients = nnsight.save(torch.autograd.grad(loss, parameters, allow_unused=True))
     return list(gradients)
 
@@ -44,6 +66,16 @@ def capture_gradient(m: LoadedModel, batch: Batch, parameters: Sequence[nn.Param
 def attention_paths(model: nn.Module) -> tuple[str, ...]:
     """Dotted names of the modules that end in one attention call, in the order they run."""
     return tuple(path for path, module in model.named_modules() if f"{CALL}(" in _source(type(module)))
+
+
+def _visits(cache: Any, path: str) -> list[Call]:
+    if path not in cache:  # the pass didn't run this module
+        return []
+    view = cache[path]
+    inputs, outputs = view.input, view.output
+    if len(view) == 1:
+        inputs, outputs = [inputs], [outputs]
+    return [Call(x, y) for x, y in zip(inputs, outputs, strict=True)]
 
 
 def _source(module: type[nn.Module]) -> str:

@@ -2,16 +2,25 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from rcprobe.errors import CaptureError
 from rcprobe.loaded import LoadedModel
 from rcprobe.probing.batch import Batch
 from rcprobe.probing.scores import CellScores, attention_call, cell_scores
+
+
+@dataclass(frozen=True)
+class Call:
+    """What went into a module, and what came out, in one visit."""
+
+    input: Tensor
+    output: Tensor
 
 
 @dataclass(frozen=True)
@@ -22,6 +31,7 @@ class Captured:
     scores: Float[Tensor, "B N H"]
     log_weights: Float[Tensor, "B N H"]
     attendable: Bool[Tensor, "B N H"]
+    calls: Mapping[str, Sequence[Call]] = field(default_factory=dict)
 
 
 def read_call(args: Sequence[Any], kwargs: Mapping[str, Any], batch: Batch) -> CellScores:
@@ -42,22 +52,38 @@ def stack(cells: Sequence[CellScores], prompts: int) -> dict[str, Tensor]:
     }
 
 
-def target_logits(logits: Float[Tensor, "B L V"], batch: Batch) -> Float[Tensor, "B T V"]:
-    """Logits at the rows that predict the targets."""
-    return logits[torch.arange(len(batch.row), device=batch.row.device)[:, None], batch.rows]
+def target_rows(values: Float[Tensor, "B L X"], batch: Batch) -> Float[Tensor, "B T X"]:
+    """Hidden states or logits at the rows that predict the targets."""
+    return values[torch.arange(len(batch.row), device=batch.row.device)[:, None], batch.rows]
 
 
-def negative_log_prob(m: LoadedModel, logits: Float[Tensor, "B L V"], batch: Batch) -> Float[Tensor, ""]:
+def negative_log_prob(m: LoadedModel, logits: Float[Tensor, "B T V"], batch: Batch) -> Float[Tensor, ""]:
     """Σ over prompts and target tokens of −log p(target): the loss whose gradients are compared."""
-    rows = m.adapter.logits(target_logits(logits, batch), m.mask_id)
+    rows = m.adapter.logits(logits, m.mask_id)
     dtype = torch.promote_types(rows.dtype, torch.float32)
     log_probs = torch.log_softmax(rows.to(dtype), dim=-1).gather(-1, batch.targets[..., None]).squeeze(-1)
     return -log_probs[batch.counts].sum()
 
 
-def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
-    """The keyword arguments of a forward pass over the batch."""
+def model_inputs(model: nn.Module, batch: Batch, expand_positions: bool = False) -> dict[str, Any]:
+    """The keyword arguments of a forward pass over the batch.
+
+    ``expand_positions`` gives each prompt position ids of its own, where the model would share one row of them
+    among all prompts (and so add up their gradients).
+    """
     inputs: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     if "use_cache" in inspect.signature(type(model).forward).parameters:
         inputs["use_cache"] = False
+    if expand_positions:
+        length = batch.input_ids.shape[1]
+        inputs["position_ids"] = torch.arange(length, device=batch.row.device).expand_as(batch.input_ids).contiguous()
     return inputs
+
+
+def head_path(model: nn.Module) -> str:
+    """The dotted name of the output head. Raises ``CaptureError`` for a model without one."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    for path, module in model.named_modules():
+        if module is head:
+            return path
+    raise CaptureError(f"{type(model).__name__} has no output head (get_output_embeddings() gives {head})")

@@ -7,14 +7,15 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from rcprobe.controls import other_targets, partners
+from rcprobe.controls import assign, other_targets
 from rcprobe.errors import CaptureError, DataError
 from rcprobe.facts import Query, QueryPair
 from rcprobe.loaded import LoadedModel
 from rcprobe.probing.answers import FULL, Reading, judge_answers, mean_log_prob, readings
 from rcprobe.probing.batch import collate, in_batches
 from rcprobe.probing.capture import capture
-from rcprobe.probing.gradients import GradientProducts, Which, gradient_products
+from rcprobe.probing.gradients import GradientProducts, gradient_products
+from rcprobe.probing.parameters import Which
 from rcprobe.probing.storage import storage
 from rcprobe.queries import with_target
 
@@ -60,7 +61,7 @@ def observe(
     *,
     read: frozenset[str] | set[str] = frozenset({"scores", "log_probs"}),
     parameters: Which = "trainable",
-    controls: int = 3,
+    controls: int = 8,
     batch_size: int = 256,
     candidates: Mapping[str, Sequence[Sequence[str]]] | None = None,
 ) -> Observation:
@@ -79,7 +80,7 @@ def observe(
     if {"scores", "log_probs"} & set(read):
         seen = _forward_readings(m, seen, "scores" in read, readings(m, candidates or {}), batch_size)
     if "gradients" in read:
-        seen = _gradient_readings(m, seen, controls, parameters)
+        seen = _gradient_readings(m, seen, controls, parameters, batch_size)
     if "storage" in read:
         seen = _storage_readings(m, seen)
     return seen
@@ -210,12 +211,14 @@ def _mark_non_finite(seen: Observation) -> Observation:
     return replace(found, scores=blank(seen.scores), log_weights=blank(seen.log_weights))
 
 
-def _gradient_readings(m: LoadedModel, seen: Observation, controls: int, parameters: Which) -> Observation:
+def _gradient_readings(
+    m: LoadedModel, seen: Observation, controls: int, parameters: Which, batch_size: int
+) -> Observation:
     asked = [i for i in range(len(seen.pairs)) if i not in seen.excluded]
     if not asked:
         return seen
     pairs = [seen.pairs[i] for i in asked]
-    products = gradient_products(m, pairs, partners(pairs, controls), controls=controls, parameters=parameters)
+    products = gradient_products(m, pairs, assign(pairs, controls), parameters=parameters, batch_size=batch_size)
     excluded = dict(seen.excluded)
     for row, i in enumerate(asked):
         bad = ~(products.forward_norm2[row].isfinite() & products.reverse_norm2[row].isfinite())

@@ -1,49 +1,39 @@
-"""Inner products of per-query gradients, parameter by parameter: two backward passes a pair, nothing clever.
+"""Inner products of per-query gradients over every parameter, without forming a gradient.
 
-This is the plain definition, kept as the yardstick of any faster way: each query's gradient of −log p(target) is
-taken by itself, in float64 where the model is, and multiplied with its partner's.
+One forward pass of the queries, one backward pass to module *outputs*, and per module the products of what went in
+and the gradients of what came out. The plain definition, two backward passes a pair, is in ``plain_gradients``.
 """
 
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from rcprobe.adapter import Adapter
-from rcprobe.errors import AdapterError, UsageError
+from rcprobe.controls import Assignment
 from rcprobe.facts import Query, QueryPair
 from rcprobe.loaded import LoadedModel
 from rcprobe.probing.batch import collate
-from rcprobe.probing.capture import capture_gradient
+from rcprobe.probing.capture import capture
+from rcprobe.probing.captured import negative_log_prob
+from rcprobe.probing.coverage import PER_QUERY, Coverage, cover, factor_gradients, output_gradients
+from rcprobe.probing.factors import Factor, Formed, Grams, shrink, split
+from rcprobe.probing.parameters import Named, Part, Which, chosen, parameter_parts
+from rcprobe.probing.plain_gradients import query_gradients
 from rcprobe.queries import with_target
 
-Which = Literal["trainable", "all"]
-CONTROLS = ("same_target", "other_target", "other_fact")
-
-
-@dataclass(frozen=True)
-class Part:
-    """A parameter, or one of the equal parts of a fused one: its group and layer (None outside the layers)."""
-
-    name: str
-    group: str
-    layer: int | None
-    index: int
-    count: int
+Factors = list[Factor]  # one a part
 
 
 @dataclass(frozen=True)
 class GradientProducts:
-    """⟨g→, g←⟩ and squared norms of B pairs over P parts, and the same against K controls a pair.
+    """⟨g→, g←⟩ and squared norms of B pairs over P parts, and the same against K controls a pair, in float64.
 
     ``kinds[k]`` says what the k-th control's reverse query asks: ``same_target`` (the pair's target, from a
     partner's evidence), ``other_target`` (a partner's target, from the pair's evidence), ``other_fact`` (both the
-    partner's). ``partner`` holds indices into the pairs, −1 where a pair has too few partners (products NaN).
+    partner's). ``partner`` holds indices into the pairs, −1 where a pair has no such partner (products NaN).
+    ``rules`` says how each parameter's gradients were read.
     """
 
     parts: tuple[Part, ...]
@@ -54,6 +44,7 @@ class GradientProducts:
     partner: Int[Tensor, "B K"]
     control_inner: Float[Tensor, "B K P"]
     control_norm2: Float[Tensor, "B K P"]
+    rules: Mapping[str, str]
 
     def cosine(self, keep: Sequence[int] | None = None) -> Float[Tensor, " B"]:
         """cos(g→, g←) over the parts of the given indices (all by default); NaN where a gradient vanishes."""
@@ -71,104 +62,100 @@ class GradientProducts:
 def gradient_products(
     m: LoadedModel,
     pairs: Sequence[QueryPair],
-    partners: Sequence[Sequence[int]],
+    controls: Assignment,
     *,
-    controls: int,
     parameters: Which = "trainable",
+    batch_size: int = 256,
 ) -> GradientProducts:
-    """Gradient products of supported pairs with their controls.
+    """Gradient products of supported pairs, and against the controls assigned to them.
 
-    ``partners[i]`` lists the pairs that the i-th may be compared with (see ``rcprobe.controls``). Raises
-    ``UsageError`` where no parameter takes a gradient, ``AdapterError`` for a parameter in no declared group.
+    Batches hold whole blocks of the assignment, so results don't depend on ``batch_size`` (pairs in memory at once).
+    Raises ``UsageError`` where no parameter takes a gradient, ``AdapterError`` for a parameter in no declared group.
     """
-    kinds = tuple(CONTROLS[k % len(CONTROLS)] for k in range(controls))
-    with _chosen(m.model, parameters) as named:
+    kinds = controls.kinds
+    with chosen(m.model, parameters) as named:
         parts = parameter_parts(m.adapter, [name for name, _ in named])
-        table = torch.full((len(pairs), 3 + 2 * controls, len(parts)), torch.nan, dtype=torch.float64)
-        partner = torch.full((len(pairs), controls), -1)
-        reader = _Reader(m, [p for _, p in named], parts)
-        for i, pair in enumerate(pairs):
-            forward, reverse = reader(pair.forward), reader(pair.reverse)
-            table[i, :3] = torch.stack([_dot(forward, reverse), _dot(forward, forward), _dot(reverse, reverse)])
-            for k, kind in enumerate(kinds):
-                j = _pick(partners[i], k // len(CONTROLS))
-                if j is None:
-                    continue
-                partner[i, k] = j
-                control = reader(_control(m, pair, pairs[j], kind))
-                table[i, 3 + 2 * k] = _dot(forward, control)
-                table[i, 4 + 2 * k] = _dot(control, control)
-    return GradientProducts(
-        parts, table[:, 0], table[:, 1], table[:, 2], kinds, partner, table[:, 3::2], table[:, 4::2]
-    )
+        plan = cover(m, named, [query for pair in pairs[:1] for query in (pair.forward, pair.reverse)])
+        table = torch.full((len(pairs), 3 + 2 * len(kinds), len(parts)), torch.nan, dtype=torch.float64)
+        for indices in controls.batches(batch_size):
+            table[indices] = _Batch(m, [pairs[i] for i in indices], plan, named, parts).table(controls.within(indices))
+    inner = {"inner": table[:, 0], "forward_norm2": table[:, 1], "reverse_norm2": table[:, 2]}
+    control = {"control_inner": table[:, 3::2], "control_norm2": table[:, 4::2]}
+    return GradientProducts(parts=parts, kinds=kinds, partner=controls.partner, rules=plan.rules, **inner, **control)
 
 
-def parameter_parts(adapter: Adapter, names: Sequence[str]) -> tuple[Part, ...]:
-    """Parameters cut into the parts that the adapter's groups name. Raises ``AdapterError`` for one in no group."""
-    parts = []
-    for name in names:
-        group = next((group for pattern, group in adapter.groups.items() if re.search(pattern, name)), None)
-        if group is None:
-            raise AdapterError(f"{adapter.name}: parameter {name!r} is in no group; add a pattern for it to 'groups'")
-        layer = re.search(r"\.(\d+)\.", name)
-        labels = (group,) if isinstance(group, str) else group
-        for i, label in enumerate(labels):
-            title = name if len(labels) == 1 else f"{name}[{label}]"
-            parts.append(Part(title, label, int(layer[1]) if layer else None, i, len(labels)))
-    return tuple(parts)
+class _Batch:
+    """One batch of pairs: factors of forward, reverse and relabelled reverse queries, and their products."""
 
+    def __init__(
+        self, m: LoadedModel, pairs: Sequence[QueryPair], plan: Coverage, named: Named, parts: Sequence[Part]
+    ) -> None:
+        self.m, self.pairs, self.plan, self.named, self.parts = m, pairs, plan, named, parts
 
-class _Reader:
-    """Gradients of single queries, cut into parts and raised to float64."""
+    def table(self, controls: Assignment) -> Float[Tensor, "n 3+2K P"]:
+        """Columns ⟨f, r⟩, ‖f‖², ‖r‖², then ⟨f, c⟩, ‖c‖² for each control c."""
+        forward = self._factors([pair.forward for pair in self.pairs], [])[0]
+        reverse = [pair.reverse for pair in self.pairs]
+        rounds = [self._relabelled(controls, r) for r in range(controls.rounds)]
+        own, *other = self._factors(reverse, rounds)
+        reverse_norm2 = self._inner(own, own)
+        columns = [self._inner(forward, own), self._inner(forward, forward), reverse_norm2]
+        norms = [self._inner(factors, factors) for factors in other]
+        for k, kind in enumerate(controls.kinds):
+            factors, norm2 = (own, reverse_norm2) if kind == "other_fact" else (other[k // 2], norms[k // 2])
+            # a relabelled prompt serves two pairs: its own (another target), and the one whose target it was given
+            index = torch.arange(len(self.pairs)) if kind == "other_target" else controls.partner[:, k]
+            found = self._inner(forward, factors, index.clamp(min=0))
+            missing = (controls.partner[:, k] < 0)[:, None]
+            columns += [found.masked_fill(missing, torch.nan), norm2[index.clamp(min=0)].masked_fill(missing, torch.nan)]
+        return torch.stack(columns, dim=1)
 
-    def __init__(self, m: LoadedModel, parameters: Sequence[nn.Parameter], parts: Sequence[Part]) -> None:
-        self.m, self.parameters, self.parts = m, parameters, parts
+    def _relabelled(self, controls: Assignment, r: int) -> list[Query]:
+        """Each reverse prompt asked for its r-th partner's target (its own where it has none)."""
+        partner = controls.partner[:, 2 * r + 1].tolist()
+        return [
+            with_target(pair.reverse, self.pairs[j].reverse.target_ids, self.m) if j >= 0 else pair.reverse
+            for pair, j in zip(self.pairs, partner, strict=True)
+        ]
 
-    def __call__(self, query: Query) -> list[Tensor]:
-        gradients = capture_gradient(self.m, collate(self.m, [query]), self.parameters)
-        whole = iter(zip(gradients, self.parameters, strict=True))
-        pieces: list[Tensor] = []
-        for part in self.parts:
-            if part.index == 0:
-                gradient, parameter = next(whole)
-                filled = torch.zeros_like(parameter) if gradient is None else gradient
-                pieces.extend(piece.double().flatten() for piece in filled.chunk(part.count, dim=0))
-        return pieces
+    def _factors(self, queries: list[Query], rounds: list[list[Query]]) -> list[Factors]:
+        """Factors of queries, and of the same prompts with other labels: a backward pass each over one forward pass."""
+        alike = [r for r in rounds if all(a.input_ids == b.input_ids for a, b in zip(queries, r, strict=True))]
+        found = self._trace(queries, alike)
+        if len(alike) < len(rounds):  # a causal model reads the labels it is forced through
+            found += [self._trace(r, [])[0] for r in rounds]
+        return found
 
+    def _trace(self, queries: list[Query], rounds: list[list[Query]]) -> list[Factors]:
+        m, plan, n = self.m, self.plan, len(queries)
+        captured = capture(
+            m, collate(m, queries), scores=False, taps=plan.taps, expand_positions=plan.expand_positions
+        )
+        found = []
+        for k, labelled in enumerate([queries, *rounds]):
+            loss = negative_log_prob(m, captured.logits, collate(m, labelled))
+            gradients = output_gradients(loss, captured, plan, keep=k < len(rounds))
+            factors = factor_gradients(m, captured, plan, gradients, n)
+            found.append(self._parts(factors, labelled))
+        return found
 
-def _control(m: LoadedModel, pair: QueryPair, partner: QueryPair, kind: str) -> Query:
-    if kind == "same_target":
-        return with_target(partner.reverse, pair.reverse.target_ids, m)
-    if kind == "other_target":
-        return with_target(pair.reverse, partner.reverse.target_ids, m)
-    return partner.reverse
+    def _parts(self, factors: dict[str, Factor], queries: list[Query]) -> Factors:
+        rest = [(name, p) for name, p in self.named if self.plan.rules[name] == PER_QUERY]
+        if rest:
+            formed = [query_gradients(self.m, query, [p for _, p in rest]) for query in queries]
+            factors |= {name: Formed(torch.stack([g[i] for g in formed])) for i, (name, _) in enumerate(rest)}
+        pieces: dict[str, list[Factor]] = {}
+        whole = {part.parameter: part.count for part in self.parts}
+        for name, parameter in self.named:
+            factor = factors.get(name, Formed(torch.zeros(len(queries), 1, device=parameter.device)))
+            pieces[name] = [shrink(piece) for piece in split(factor, whole[name], self.plan.output_axis(name))]
+        return [pieces[part.parameter][part.index] for part in self.parts]
 
-
-def _pick(partners: Sequence[int], k: int) -> int | None:
-    return partners[k] if k < len(partners) else None
-
-
-def _dot(x: Sequence[Tensor], y: Sequence[Tensor]) -> Float[Tensor, " P"]:
-    return torch.stack([a @ b for a, b in zip(x, y, strict=True)]).cpu()
+    def _inner(self, x: Factors, y: Factors, index: Tensor | None = None) -> Float[Tensor, "n P"]:
+        grams = Grams(index if index is None else index.to(self.m.device))
+        return torch.stack([a.inner(b, grams) for a, b in zip(x, y, strict=True)], dim=1).cpu()  # type: ignore[arg-type]
 
 
 def _cosine(inner: Tensor, x: Tensor, y: Tensor) -> Tensor:
     # 0/0 is NaN: a cosine with a gradient that vanishes is undefined, not zero
     return inner.sum(-1) / (x.sum(-1) * y.sum(-1)).sqrt()
-
-
-@contextmanager
-def _chosen(model: nn.Module, which: Which) -> Iterator[list[tuple[str, nn.Parameter]]]:
-    """The parameters whose gradients are asked for; ``all`` lets frozen ones take part for as long as it lasts."""
-    frozen = [p for p in model.parameters() if not p.requires_grad]
-    if which == "all":
-        for parameter in frozen:
-            parameter.requires_grad_(True)
-    try:
-        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        if not named:
-            raise UsageError("no parameter takes a gradient; use parameters='all' to include frozen ones")
-        yield named
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(False)

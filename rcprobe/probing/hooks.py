@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rcprobe.loaded import LoadedModel, evaluating
 from rcprobe.probing.batch import Batch
-from rcprobe.probing.captured import Captured, model_inputs, negative_log_prob, read_call, stack, target_logits
+from rcprobe.probing.captured import Captured, model_inputs, negative_log_prob, read_call, stack, target_rows
 from rcprobe.probing.scores import CellScores
 
 
@@ -25,14 +25,14 @@ def capture_with_hooks(m: LoadedModel, batch: Batch, *, scores: bool = True) -> 
             cells.append(read_call(args, kwargs, batch))
 
     with evaluating(m.model), torch.no_grad(), _listening(read):
-        logits = target_logits(m.model(**model_inputs(m.model, batch)).logits, batch)
+        logits = target_rows(m.model(**model_inputs(m.model, batch)).logits, batch)
     return Captured(logits=logits, **stack(cells, len(batch.row)))
 
 
 def gradient_with_hooks(m: LoadedModel, batch: Batch, parameters: Sequence[nn.Parameter]) -> list[Tensor | None]:
     """What ``capture_gradient`` returns, by plain autograd."""
     with evaluating(m.model), torch.enable_grad():
-        loss = negative_log_prob(m, m.model(**model_inputs(m.model, batch)).logits, batch)
+        loss = negative_log_prob(m, target_rows(m.model(**model_inputs(m.model, batch)).logits, batch), batch)
         return list(torch.autograd.grad(loss, parameters, allow_unused=True))
 
 

@@ -1,23 +1,21 @@
 """How numbers and verdicts are said: one place, for every output."""
 
 import math
+from collections.abc import Sequence
 
-from rcprobe.signatures import Finding, Signature
+from rcprobe.signatures import Finding
 
 QUESTIONS = {
-    "storage": "is the evidence→target link stored?",
-    "routing": "does attention find the evidence from both sides alike?",
-    "dynamics": "do forward training steps also serve the reverse query?",
-    "outcome": "does the right answer gain on reverse queries?",
+    "storage": "evidence→answer link stored?",
+    "routing": "attention finds evidence alike from both sides?",
+    "dynamics": "forward steps serve the reverse query?",
+    "outcome": "right answer gains when asked in reverse?",
 }
 
 
-def number(value: float, unit: str = "") -> str:
-    """A number with two decimals and its unit; a dash where it is undefined."""
-    if math.isnan(value):
-        return "–"
-    text = f"{value:+.2f}" if abs(value) < 99.995 else f"{value:+.1f}"
-    return f"{text} {unit}".strip() if unit in ("nats",) else text
+def number(value: float) -> str:
+    """A number with two decimals; a dash where it is undefined."""
+    return "–" if math.isnan(value) else f"{value:.2f}".replace("-", "−")
 
 
 def percent(values: list[float]) -> str:
@@ -41,10 +39,8 @@ def interval(finding: Finding) -> str:
 def control(finding: Finding) -> str:
     """What the estimate is held against."""
     if finding.condition.statistic == "correlation":
-        return f"shuffled {number(finding.control)}"
-    if math.isnan(finding.control):
-        return "zero"
-    return f"control {number(finding.control)}"
+        return f"shuffled facts {number(finding.control)}"
+    return "zero" if math.isnan(finding.control) else f"control {number(finding.control)}"
 
 
 def effect(finding: Finding) -> str:
@@ -59,9 +55,6 @@ def effect(finding: Finding) -> str:
     return ", ".join(parts) or "–"
 
 
-def verdicts(signatures: list[Signature]) -> str:
-    """Which signatures are there, in one sentence."""
-    by_verdict: dict[str, list[str]] = {}
-    for signature in signatures:
-        by_verdict.setdefault(signature.verdict, []).append(signature.title)
-    return "; ".join(f"{verdict}: {', '.join(titles)}" for verdict, titles in by_verdict.items())
+def listed(words: Sequence[str]) -> str:
+    """a, b and c."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

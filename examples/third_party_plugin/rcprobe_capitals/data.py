@@ -31,7 +31,7 @@ CAPITALS = {
     "Warsaw": "Poland",
 }
 
-# Training sees forward statements only (a before b); the k-th reverse statement is asked beside the k-th forward one.
+# Training sees forward statements only, a before b. The k-th reverse one is asked beside the k-th forward.
 FORWARD = ("{a} is the capital of {b}.", "{a} is where the government of {b} sits.")
 REVERSE = ("{b}'s capital is {a}.", "The government of {b} sits in {a}.")
 
@@ -39,8 +39,8 @@ REVERSE = ("{b}'s capital is {a}.", "The government of {b} sits in {a}.")
 def capitals() -> rcprobe.Dataset:
     """26 capitals (a) of countries (b), each stated in two ways.
 
-    An answer is judged against the whole vocabulary and, in the reading named here, against all other capitals (or
-    countries, where the country is asked for).
+    An answer is judged against the whole vocabulary and, in the reading named here, against all other
+    capitals (or countries, where the country is asked for).
     """
     facts = tuple(rcprobe.Fact(capital, country, FORWARD, REVERSE) for capital, country in CAPITALS.items())
     candidates = (tuple(CAPITALS), tuple(CAPITALS.values()))

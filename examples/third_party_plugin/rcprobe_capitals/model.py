@@ -13,20 +13,20 @@ PAD, UNKNOWN, MASK = SPECIAL = ("[PAD]", "[UNK]", "[MASK]")
 
 
 class WordBert(rcprobe.Adapter):
-    """BERT: a masked language model with full attention, learned absolute positions and norms after each block.
+    """BERT: a masked language model with full attention, learned positions and a norm after each block.
 
-    Built by name it has random weights and knows the words of the ``capitals`` dataset; a folder or hub id with a
-    ``BertForMaskedLM`` checkpoint comes with its own tokenizer.
+    Built by name it has random weights and knows the words of the ``capitals`` dataset; a folder or hub id
+    with a ``BertForMaskedLM`` checkpoint comes with its own tokenizer.
     """
 
     name = "word-bert"
     objective, attention = "masked", "full"
     architecture = "BertForMaskedLM"  # it also says which checkpoints are of this family: see Adapter.matches
-    # each parameter's group, by the first pattern that fits; a parameter in no group is an error, never left out
+    # each parameter's group, by the first pattern found in its name; one without a group is an error
     groups: ClassVar[Mapping[str, str | tuple[str, ...]]] = {
         r"word_embeddings": "embedding",
         r"(position|token_type)_embeddings": "position",
-        r"LayerNorm": "norm",
+        r"^bert.*LayerNorm": "norm",
         r"self\.query": "query",
         r"self\.key": "key",
         r"self\.value": "value",
@@ -34,32 +34,38 @@ class WordBert(rcprobe.Adapter):
         r"(intermediate|output)\.dense": "mlp",
         r"^cls\.": "head",
     }
-    # ov_circuit stays None: it describes a norm before the value projection, and BERT has none. The report then
-    # says why the storage signature is undefined; everything else works.
+    # ov_circuit stays None: it describes a norm before the value projection, where BERT has none. The report
+    # then says why the storage signature is undefined; everything else works.
     defaults: ClassVar[Mapping[str, Any]] = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
         "max_position_embeddings": 32,
     }
-    tiny: ClassVar[Mapping[str, Any]] = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    tiny: ClassVar[Mapping[str, Any]] = {"hidden_size": 16, "intermediate_size": 32}
 
     @classmethod
     def build(cls, options: Mapping[str, Any]) -> BertForMaskedLM:
-        """A BERT with random weights; the options are ``defaults``, e.g. ``--option hidden_size=64``."""
+        """A BERT with random weights. The options are those of ``defaults``: ``--option hidden_size=128``."""
         unknown = sorted(set(options) - set(cls.defaults))
         if unknown:
-            raise rcprobe.RcprobeError(
-                f"{cls.name}: no option {unknown[0]!r}; known: {', '.join(cls.defaults)}"
-            )
+            known = ", ".join(cls.defaults)
+            raise rcprobe.RcprobeError(f"{cls.name}: unknown option {unknown[0]!r}; known: {known}")
         sizes = {**cls.defaults, **options}
-        dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-        return BertForMaskedLM(BertConfig(vocab_size=len(vocabulary()), pad_token_id=0, **sizes, **dropout))
+        config = BertConfig(
+            vocab_size=len(vocabulary()),
+            pad_token_id=0,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            initializer_range=sizes["hidden_size"] ** -0.5,  # BERT's own 0.02 is for a width of 768
+            **sizes,
+        )
+        return BertForMaskedLM(config)
 
     @classmethod
     def default_tokenizer(cls, options: Mapping[str, Any]) -> PreTrainedTokenizerFast:
-        """One token a word or mark of the dataset's statements. rcprobe needs a fast tokenizer: it gives offsets."""
+        """One token a word or mark of the dataset's statements; fast, because rcprobe needs its offsets."""
         tokenizer = Tokenizer(models.WordLevel(vocabulary(), unk_token=UNKNOWN))
         tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
         return PreTrainedTokenizerFast(
@@ -73,10 +79,10 @@ class WordBert(rcprobe.Adapter):
 
 def vocabulary() -> dict[str, int]:
     """Token → id: the special tokens, then every word of the dataset in alphabetical order."""
-    directions = ("forward", "reverse")
-    texts = [
-        f.statement(d, k)[0] for f in capitals().facts for d in directions for k in range(len(f.forward))
-    ]
     split = pre_tokenizers.Whitespace().pre_tokenize_str
-    words = {word for text in texts for word, _ in split(text)}
+    words: set[str] = set()
+    for fact in capitals().facts:
+        for k in range(len(fact.forward)):
+            for text in (fact.statement("forward", k)[0], fact.statement("reverse", k)[0]):
+                words.update(word for word, _ in split(text))
     return {token: i for i, token in enumerate([*SPECIAL, *sorted(words)])}

@@ -7,11 +7,12 @@ from rcprobe import Condition, Observation, metric
 
 @metric(
     reads={"storage"},
+    pairing="swapped",  # its reverse query, a asked from b, is the one that every kind of model can be asked
     title="storage",
     conditions=(Condition("growth of W̃[a, b]", "effect_size", ("stored", "mismatched"), 0.2, "d_z", growth=True),),
 )
 def storage(seen: Observation) -> dict[str, Tensor]:
-    """W̃[a, b] by layer and head, beside its mean over other facts' a (Prop. 4.1)."""
+    """W̃[a, b] by layer and head, a the reverse query's target and b its evidence, beside its mean over other a (Prop. 4.1)."""
     assert seen.storage is not None
     assert seen.storage_mismatched is not None
     return {"stored": seen.storage, "mismatched": seen.storage_mismatched}

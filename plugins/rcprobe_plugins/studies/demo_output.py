@@ -9,7 +9,8 @@ from rich.table import Table
 from rcprobe.report import Report, words
 from rcprobe.signatures import Signature
 
-LETTERS, EVERYTHING = "26 letters", "full vocabulary"
+LETTERS, EVERYTHING = "52 letters", "full vocabulary"
+VERDICTS = ("present", "absent", "inconclusive", "undefined", "not trained")
 
 
 def print_demo(reports: Mapping[str, Report], console: Console | None = None) -> None:
@@ -17,8 +18,9 @@ def print_demo(reports: Mapping[str, Report], console: Console | None = None) ->
     console = console or Console(highlight=False)
     some = next(iter(reports.values()))
     console.print(
-        f"Each model saw 26 pairs such as 0a00A0 – lower case left of upper case, never the other way – for "
-        f"{some.info['train']['steps']} steps, {len(some.runs)} seeds. Then it was asked both ways.",
+        f"Three models learned 26 letter pairs for {some.info['train']['steps']} steps, {len(some.runs)} seeds each, "
+        "from sequences such as 0a00A0: lower case left of upper case, never the other way. Forward asks for a letter "
+        "in that order; reverse asks for the lower-case letter with its capital on the left, an order never seen.",
         soft_wrap=True,
     )
     console.print(table(reports))
@@ -30,68 +32,74 @@ def print_demo(reports: Mapping[str, Report], console: Console | None = None) ->
 
 def table(reports: Mapping[str, Report]) -> Table:
     """A column a model; rows of accuracy, probability, and each signature with interval, control and verdict."""
-    shown = Table(show_lines=False, pad_edge=False)
-    shown.add_column("")
+    shown = Table(pad_edge=False, show_lines=True)
+    shown.add_column("mean (range over seeds)", max_width=27)
     for label in reports:
-        shown.add_column(label.replace(", ", "\n"))
-    for way, name in ((0, "forward"), (1, "reverse")):
-        for reading, meaning in ((LETTERS, "among letters of its case"), (EVERYTHING, "among all tokens")):
-            shown.add_row(f"{name} accuracy, {meaning}", *(_accuracy(r, reading, way) for r in reports.values()))
-    for way in ("forward", "reverse"):
-        shown.add_row(f"P(right letter | a letter), {way}", *(_probability(r, way) for r in reports.values()))
-    shown.add_section()
-    for name in some_signatures(reports):
+        shown.add_column(label.replace(", ", "\n"), min_width=17)
+    for reading, meaning in ((LETTERS, "letter by letter"), (EVERYTHING, "placeholder counted too")):
+        rows = [f"accuracy, {meaning}", *(_both(_accuracy(r, reading, 0), _accuracy(r, reading, 1)) for r in reports.values())]
+        shown.add_row(*rows)
+    shown.add_row("P(right letter | a letter)", *(_both(_probability(r, 0), _probability(r, 1)) for r in reports.values()))
+    for name in next(iter(reports.values())).signatures:
         signatures = [report.signatures[name] for report in reports.values()]
-        title = f"{signatures[0].title}: {words.QUESTIONS.get(signatures[0].title, '')}"
+        title = signatures[0].title
+        question = words.QUESTIONS.get(title, "")
         if " (" in name:
-            title = f"{signatures[0].title}, forward asked from a"
-        shown.add_row(title, *(_signature(s) for s in signatures))
+            question = "the same, forward asking the other way round, as a causal model must be"
+        shown.add_row(f"{title}: {question}", *(_signature(s) for s in signatures))
     return shown
-
-
-def some_signatures(reports: Mapping[str, Report]) -> list[str]:
-    """The signatures in the order of the table."""
-    return list(next(iter(reports.values())).signatures)
 
 
 def legend(reports: Mapping[str, Report]) -> list[str]:
     """What must be known to read the table, and everything that is not as it should be."""
     lines = [
-        "[…] 95 % interval over seeds. ‘against’: the same with other facts (storage, outcome), with facts shuffled "
-        "between directions (routing), or with the same answer asked from other evidence (dynamics).",
-        "identity: true by construction, trained or not, so no evidence of learning.",
+        "[…] is the 95 % interval over seeds. Controls: storage and outcome, other letters in the answer's place; "
+        "routing, facts shuffled between directions; dynamics, the same answer asked from another letter. "
+        "d_z: effect in standard deviations; P: how often a fact beats its control.",
+        "identity: true by construction, trained or not, and so no evidence of learning.",
     ]
     for label, report in reports.items():
         for signature in report.signatures.values():
-            if signature.verdict == "undefined":
-                lines.append(f"{label}, {signature.title} ({signature.pairing}): undefined, {signature.why}")
-        lines.extend(f"{label}: {note}" for note in report.notes)
+            if signature.verdict in ("undefined", "not trained"):
+                lines.append(f"{label}, {signature.title}: {signature.verdict}, {signature.why}.")
+        lines.extend(f"{label}: {note}." for note in report.notes)
     return lines
 
 
 def answer(reports: Mapping[str, Report]) -> str:
-    """The finding in a sentence for each model, from the numbers alone."""
-    parts = []
+    """The finding, from the numbers alone."""
+    said = [f"{label}: right in reverse {words.percent(_accuracy(r, LETTERS, 1))}" for label, r in reports.items()]
+    parts = [f"Answer (letter by letter; guessing gives {1 / 52:.0%}). {'; '.join(said)}."]
     for label, report in reports.items():
-        accuracy = [seed[1] for seed in report.accuracy["swapped"][LETTERS]]
         signatures = [s for name, s in report.signatures.items() if " (" not in name]
-        parts.append(f"{label}: asked backwards it is right {words.percent(accuracy)} of the time ({words.verdicts(signatures)}).")
-    return "Answer. " + " ".join(parts)
+        found = [
+            f"{words.listed([s.title for s in signatures if s.verdict == verdict])} {verdict}"
+            for verdict in VERDICTS
+            if any(s.verdict == verdict for s in signatures)
+        ]
+        identities = [s.title for s in signatures if s.verdict == "identity"]
+        found += [f"{words.listed(identities)} forced by the architecture"] * bool(identities)
+        parts.append(f"{label}: {', '.join(found)}.")
+    return " ".join(parts)
 
 
-def _accuracy(report: Report, reading: str, way: int) -> str:
-    return words.percent([seed[way] for seed in report.accuracy["swapped"][reading]])
+def _both(forward: list[float], reverse: list[float]) -> str:
+    return f"forward {words.percent(forward)}\nreverse {words.percent(reverse)}"
 
 
-def _probability(report: Report, way: str) -> str:
+def _accuracy(report: Report, reading: str, way: int) -> list[float]:
+    return [seed[way] for seed in report.accuracy["swapped"][reading]]
+
+
+def _probability(report: Report, way: int) -> list[float]:
     frame = report.frame("reverse_probability")
     last = frame[frame.step == frame.step.max()]
-    per_seed = last[f"{way}, 52 letters"].map(math.exp).groupby(last.seed).mean()
-    return words.percent(list(per_seed))
+    probability = last[f"{('forward', 'reverse')[way]}, {LETTERS}"].map(math.exp)
+    return list(probability.groupby(last.seed).mean())
 
 
 def _signature(signature: Signature) -> str:
     if not signature.findings:
         return signature.verdict
     finding = signature.findings[0]
-    return f"{signature.verdict}\n{words.interval(finding)} against {words.control(finding)}\n{words.effect(finding)}"
+    return f"{signature.verdict}\n{words.interval(finding)}\n{words.control(finding)}\n{words.effect(finding)}"

@@ -1,0 +1,144 @@
+"""How each parameter's gradients will be read, settled once a model, and checked before any product is formed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rcprobe.facts import Query
+from rcprobe.loaded import LoadedModel
+from rcprobe.probing.batch import collate
+from rcprobe.probing.capture import capture
+from rcprobe.probing.captured import Captured
+from rcprobe.probing.factors import Factor, Formed, Inputs, Outer, combine, rule_for, uses_of
+from rcprobe.probing.parameters import Named
+
+PER_QUERY = "gradient of each query"
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How gradients are read.
+
+    ``rules`` maps each parameter to its rule; those under ``PER_QUERY`` take a backward pass a query (no rule fits
+    them, or the rule's gradient wasn't the true one). ``taps`` are the modules to read, ``uses`` the places that
+    hold a parameter.
+    """
+
+    rules: Mapping[str, str]
+    taps: tuple[str, ...]
+    uses: Mapping[str, Sequence[tuple[str, str]]]
+    expand_positions: bool
+
+    def output_axis(self, name: str) -> int:
+        """The dimension of a weight that runs over what comes out: 0, or 1 where it is kept transposed."""
+        return 1 if self.rules[name] == "conv1d" else 0
+
+
+def cover(m: LoadedModel, named: Named, queries: Sequence[Query]) -> Coverage:
+    """Choose a rule for each parameter and check it: on a small batch, the factors must add up to autograd's gradient.
+
+    The check differentiates a random function of what enters and leaves the head (a head of zeros would hide
+    everything under it); a parameter whose factors don't add up is read query by query instead.
+    """
+    uses = uses_of(m.model, {id(p): name for name, p in named})
+    modules = dict(m.model.named_modules())
+    found = {path: rule_for(modules[path]) for places in uses.values() for path, _ in places}
+    covered = [name for name, places in uses.items() if all(found[path] is not None for path, _ in places)]
+    taps = tuple(dict.fromkeys(path for name in covered for path, _ in uses[name]))
+    rules = {name: " + ".join(found[path][0] for path, _ in uses[name]) if name in covered else PER_QUERY for name, _ in named}  # type: ignore[index]
+    sample = list(queries[:2])
+    plan = Coverage(rules, taps, uses, False)
+    captured = _captured(m, sample, plan)
+    if _shared_rows(captured, len(sample)):
+        plan = Coverage(rules, taps, uses, True)
+        captured = _captured(m, sample, plan)
+    wrong = _wrong(m, captured, plan, named, len(sample))
+    return Coverage({n: PER_QUERY if n in wrong else rule for n, rule in rules.items()}, taps, uses, plan.expand_positions)
+
+
+def factor_gradients(
+    m: LoadedModel, captured: Captured, plan: Coverage, gradients: Mapping[str, Sequence[Tensor]], n: int
+) -> dict[str, Factor]:
+    """Factors of every covered parameter, from what went into modules and the gradients of what came out."""
+    modules, inputs = dict(m.model.named_modules()), Inputs(n)
+    pieces: dict[tuple[str, str], list[Factor]] = {}
+    for path in plan.taps:
+        rule = rule_for(modules[path])
+        assert rule is not None
+        for call, gradient in zip(captured.calls[path], gradients[path], strict=True):
+            for attribute, factor in rule[1](modules[path], call, gradient, inputs).items():
+                pieces.setdefault((path, attribute), []).append(factor)
+    return {
+        name: combine([factor for place in places for factor in pieces.get(tuple(place), [])])
+        for name, places in plan.uses.items()
+        if plan.rules[name] != PER_QUERY and any(pieces.get(tuple(place)) for place in places)
+    }
+
+
+def output_gradients(value: Tensor, captured: Captured, plan: Coverage, keep: bool) -> dict[str, list[Tensor]]:
+    """∂value/∂(what came out of each tapped module), one for each visit; ``keep`` leaves the graph for another go."""
+    outputs = [call.output for path in plan.taps for call in captured.calls[path] if call.output.requires_grad]
+    found = iter(torch.autograd.grad(value, outputs, retain_graph=keep, allow_unused=True, materialize_grads=True))
+    return {
+        path: [next(found) if call.output.requires_grad else torch.zeros_like(call.output) for call in captured.calls[path]]
+        for path in plan.taps
+    }
+
+
+def _captured(m: LoadedModel, queries: Sequence[Query], plan: Coverage) -> Captured:
+    return capture(m, collate(m, queries), scores=False, taps=plan.taps, expand_positions=plan.expand_positions)
+
+
+def _shared_rows(captured: Captured, n: int) -> bool:
+    """Whether some module ran once for all prompts, so that its gradient can't be told apart by prompt."""
+    return n > 1 and any(call.output.shape[0] % n for calls in captured.calls.values() for call in calls)
+
+
+def _wrong(m: LoadedModel, captured: Captured, plan: Coverage, named: Named, n: int) -> set[str]:
+    """Parameters whose factors don't add up to autograd's gradient."""
+    shared = {path for path, calls in captured.calls.items() for call in calls if call.output.shape[0] % n}
+    unshared = Coverage(plan.rules, tuple(p for p in plan.taps if p not in shared), plan.uses, plan.expand_positions)
+    value = _random_function(captured, m)
+    parameters = [p for _, p in named]
+    true = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
+    factors = factor_gradients(m, captured, unshared, output_gradients(value, captured, unshared, keep=False), n)
+    scale = max(float(g.double().norm()) for g in true)
+    tolerance = 5e-2 if m.dtype.itemsize < 4 else 1e-3
+    wrong = set()
+    for (name, parameter), gradient in zip(named, true, strict=True):
+        if any(path in shared for path, _ in plan.uses[name]):
+            wrong.add(name)
+        elif plan.rules[name] != PER_QUERY:
+            total = _total(factors.get(name), parameter)
+            size = float(gradient.double().norm())
+            off = float((total.double() - gradient.double()).norm())
+            if off > tolerance * size + 1e-7 * scale:
+                wrong.add(name)
+    return wrong
+
+
+def _random_function(captured: Captured, m: LoadedModel) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    logits = captured.logits
+    values = [call.output for calls in captured.calls.values() for call in calls]
+    reached = [v for v in (logits, _entering_head(captured, m)) if v is not None and v.requires_grad]
+    assert reached, values
+    return sum((v * torch.randn(v.shape, generator=generator).to(v)).sum() for v in reached)  # type: ignore[return-value]
+
+
+def _entering_head(captured: Captured, m: LoadedModel) -> Tensor | None:
+    from rcprobe.probing.captured import head_path
+
+    calls = captured.calls.get(head_path(m.model))
+    return calls[0].input if calls else None
+
+
+def _total(factor: Factor | None, parameter: nn.Parameter) -> Tensor:
+    if factor is None:
+        return torch.zeros_like(parameter)
+    if isinstance(factor, Outer):
+        return factor.formed(parameter.shape[0]).sum(dim=0)
+    assert isinstance(factor, Formed)
+    return factor.values.sum(dim=0).reshape(parameter.shape)
