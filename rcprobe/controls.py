@@ -11,7 +11,6 @@ from torch import Tensor
 
 from rcprobe.facts import Query, QueryPair
 
-
 BLOCK = 32  # pairs among which partners are chosen; batches hold whole blocks
 
 

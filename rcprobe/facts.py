@@ -63,7 +63,11 @@ def _check_template(template: str, first: str, second: str, direction: str) -> N
 
 def _fill(template: str, a: str, b: str) -> tuple[str, Span, Span]:
     at, bt = template.index("{a}"), template.index("{b}")
-    head, middle, tail = template[: min(at, bt)], template[min(at, bt) + 3 : max(at, bt)], template[max(at, bt) + 3 :]
+    head, middle, tail = (
+        template[: min(at, bt)],
+        template[min(at, bt) + 3 : max(at, bt)],
+        template[max(at, bt) + 3 :],
+    )
     first, second = (a, b) if at < bt else (b, a)
     text = head + first + middle + second + tail
     first_span = (len(head), len(head) + len(first))

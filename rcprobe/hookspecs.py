@@ -21,7 +21,8 @@ hookimpl = pluggy.HookimplMarker("rcprobe")
 class Register(Protocol):
     """How a plugin claims a name: ``register("llada", "my_package.llada:Llada")``."""
 
-    def __call__(self, name: str, target: str) -> None: ...
+    def __call__(self, name: str, target: str) -> None:
+        """Claim ``name`` for the object at ``target``, ``"module:attribute"``."""
 
 
 @hookspec

@@ -60,7 +60,12 @@ def _build(adapter: type[Adapter], options: dict[str, Any], seed: int, tokenizer
             return adapter.build(options)
 
     return LoadedModel(
-        factory(seed), adapter(), tokenizer or adapter.default_tokenizer(options), adapter.name, options, factory
+        factory(seed),
+        adapter(),
+        tokenizer or adapter.default_tokenizer(options),
+        adapter.name,
+        options,
+        factory,
     )
 
 
@@ -78,7 +83,9 @@ def _from_checkpoint(source: str, adapter: type[Adapter] | None, tokenizer: Any)
         trust_remote_code=False,
         output_loading_info=True,
     )
-    wrong = {kind: sorted(info[kind]) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if info.get(kind)}
+    wrong = {
+        kind: sorted(info[kind]) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if info.get(kind)
+    }
     if wrong:
         kind, keys = next(iter(wrong.items()))
         raise AdapterError(
@@ -98,7 +105,8 @@ def adapter_for(raw: Mapping[str, Any], source: str) -> type[Adapter]:
             f"{source} (model_type {raw.get('model_type')!r}, architectures {raw.get('architectures')!r}): {what}; "
             "name one with adapter=, or write one (docs/add-a-model.md)"
         )
-    return next(iter(fitting.values()))
+    found: type[Adapter] = next(iter(fitting.values()))
+    return found
 
 
 def _raw_config(source: str) -> dict[str, Any]:
@@ -109,7 +117,9 @@ def _raw_config(source: str) -> dict[str, Any]:
         try:
             path = Path(hf_hub_download(source, "config.json"))
         except Exception as error:  # the hub client raises many kinds, each meaning: not to be had
-            raise UsageError(f"{source}: no such folder, and the hub gave no config.json ({type(error).__name__})") from error
+            raise UsageError(
+                f"{source}: no such folder, and the hub gave no config.json ({type(error).__name__})"
+            ) from error
     try:
         raw: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -135,7 +145,12 @@ def _device(name: str) -> torch.device:
 
 
 def _dtype(name: str | None) -> torch.dtype | None:
-    known = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    known = {
+        "float32": torch.float32,
+        "float64": torch.float64,
+        "bfloat16": torch.bfloat16,
+        "float16": torch.float16,
+    }
     if name is not None and name not in known:
         raise UsageError(f"dtype {name!r}; use one of {', '.join(known)}")
     return known.get(name) if name else None

@@ -30,7 +30,9 @@ class PairTable:
         strata: dict[tuple[int, ...], int] = {}
         asked = [pair.unsupported is None for pair in pairs]
         distances = [p.distances if ok else (-1, -1) for p, ok in zip(pairs, asked, strict=True)]
-        numbers = [strata.setdefault(p.stratum, len(strata) + 1) if ok else 0 for p, ok in zip(pairs, asked, strict=True)]
+        numbers = [
+            strata.setdefault(p.stratum, len(strata) + 1) if ok else 0 for p, ok in zip(pairs, asked, strict=True)
+        ]
         return cls(
             np.array([pair.fact for pair in pairs], dtype=np.int64),
             np.array([pair.template for pair in pairs], dtype=np.int64),

@@ -61,10 +61,14 @@ class Metric:
                     f"[{len(seen.pairs)}], or one a pair, layer and head"
                 )
             if np.isinf(column).any():
-                raise PluginError(f"metric {self.name!r}: column {name!r} holds an infinite value; use NaN for undefined")
+                raise PluginError(
+                    f"metric {self.name!r}: column {name!r} holds an infinite value; use NaN for undefined"
+                )
         missing = {c for condition in self.conditions for c in condition.columns} - set(columns)
         if missing:
-            raise PluginError(f"metric {self.name!r}: a condition needs column {sorted(missing)[0]!r}, which it didn't give")
+            raise PluginError(
+                f"metric {self.name!r}: a condition needs column {sorted(missing)[0]!r}, which it didn't give"
+            )
         return columns
 
 

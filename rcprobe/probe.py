@@ -3,7 +3,6 @@
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
-from rcprobe.errors import CaptureError
 from rcprobe.facts import Dataset, Fact, Pairing, QueryPair
 from rcprobe.loaded import LoadedModel
 from rcprobe.measured import Measured, PairTable, Step
@@ -101,6 +100,5 @@ def _accuracy(seen: Observation) -> Mapping[str, tuple[float, float]]:
     if seen.readings is None:
         return {}
     return {
-        name: (float(right[:, 0].nanmean()), float(right[:, 1].nanmean()))
-        for name, (_, right) in seen.readings.items()
+        name: (float(right[:, 0].nanmean()), float(right[:, 1].nanmean())) for name, (_, right) in seen.readings.items()
     }

@@ -22,7 +22,9 @@ def encode(m: LoadedModel, facts: Sequence[Fact], pairing: Pairing = "same_targe
     if not facts:
         raise DataError("no facts to encode")
     if not getattr(m.tokenizer, "is_fast", False):
-        raise DataError(f"{m.source}: spans need a fast tokenizer (character offsets); got {type(m.tokenizer).__name__}")
+        raise DataError(
+            f"{m.source}: spans need a fast tokenizer (character offsets); got {type(m.tokenizer).__name__}"
+        )
     numbers = clusters(facts)
     pairs = []
     for i, fact in enumerate(facts):
@@ -61,7 +63,13 @@ def _query(m: LoadedModel, fact: Fact, template: int, direction: Direction, *, a
     if reason is not None:
         return replace(empty, unsupported=reason)
     answers = fact.a_answers if asks_a else fact.b_answers
-    return _place(m, replace(empty, other_answers=_answers(m.tokenizer, answers)), ids, target_positions, evidence_positions)
+    return _place(
+        m,
+        replace(empty, other_answers=_answers(m.tokenizer, answers)),
+        ids,
+        target_positions,
+        evidence_positions,
+    )
 
 
 def _place(
@@ -95,7 +103,7 @@ def _locate(text: str, offsets: Sequence[Any], span: Span, what: str) -> tuple[t
     """Positions of the tokens that cover a character span; a token may take white space beside it, nothing else."""
     start, end = span
     positions = tuple(i for i, (s, e) in enumerate(offsets) if s < end and e > start)
-    covered = set()
+    covered: set[int] = set()
     for i in positions:
         s, e = offsets[i]
         outside = text[s : max(s, start)] + text[min(e, end) : e]

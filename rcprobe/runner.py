@@ -1,7 +1,8 @@
 """``run``: a model, a dataset, a report."""
 
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -20,7 +21,8 @@ from rcprobe.probe import Probe, resolve_metrics
 from rcprobe.probing.verify import verify_shift
 from rcprobe.report import Report, SeedRun, build
 from rcprobe.report.report import new_folder
-from rcprobe.training import TrainConfig, train as train_model
+from rcprobe.training import TrainConfig
+from rcprobe.training import train as train_model
 
 PACKAGES = ("rcprobe", "torch", "transformers", "nnsight", "numpy", "scipy", "pandas")
 Progress = Callable[[int, int], None]
@@ -59,13 +61,12 @@ def run(
     first = train.seed if train else 0
     weights = {k: v.clone() for k, v in m.model.state_dict().items()} if seeds > 1 and m.factory is None else None
     runs = []
-    with _bar(progress, seeds * (train.steps if train else 1)) as advance:
-        for number, seed in enumerate(range(first, first + seeds)):
+    with _bar(progress) as advance:
+        for seed in range(first, first + seeds):
             if weights is not None:
                 m.model.load_state_dict(weights)
             one = m.replica(seed) if seeds > 1 and m.factory is not None else m
-            done = number * (train.steps if train else 1)
-            runs.append(run_seed(one, data, chosen, train, seed, batch_size, lambda k, _, done=done: advance(done + k)))  # type: ignore[misc]
+            runs.append(run_seed(one, data, chosen, train, seed, batch_size, advance(f"seed {seed}")))
     if weights is not None:
         m.model.load_state_dict(weights)
     report = summarise(m, data, chosen, runs, train=train, batch_size=batch_size)
@@ -153,7 +154,10 @@ def describe(
         "attention": getattr(m.config, "_attn_implementation", None),
         "revision": getattr(m.config, "_commit_hash", None),
         "plugins": dict(sorted(plugins)),
-        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in PACKAGES},
+        },
         "threads": torch.get_num_threads(),
     }
 
@@ -174,20 +178,17 @@ def _as_dataset(facts: Dataset | Sequence[Fact]) -> Dataset:
     return facts if isinstance(facts, Dataset) else Dataset("facts", tuple(facts))
 
 
-class _bar:  # noqa: N801 - used as a context manager
-    """A progress bar on standard error, only where somebody watches."""
+@contextmanager
+def _bar(wanted: bool) -> Iterator[Callable[[str], Progress]]:
+    """Progress bars on standard error, only where somebody watches: call it with a title for a new bar."""
+    from rich.console import Console
+    from rich.progress import Progress as Bar
 
-    def __init__(self, wanted: bool, total: int) -> None:
-        from rich.console import Console
-        from rich.progress import Progress as Bar
+    console = Console(stderr=True)
+    with Bar(console=console, transient=True, disable=not (wanted and console.is_terminal)) as bar:
 
-        console = Console(stderr=True)
-        self.bar = Bar(console=console, transient=True, disable=not (wanted and console.is_terminal))
-        self.task = self.bar.add_task("training and probing", total=total)
+        def begin(title: str) -> Progress:
+            task = bar.add_task(title, total=None)
+            return lambda step, steps: bar.update(task, completed=step, total=steps)
 
-    def __enter__(self) -> Callable[[int], None]:
-        self.bar.start()
-        return lambda done: self.bar.update(self.task, completed=done)
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
+        yield begin

@@ -27,7 +27,10 @@ from rcprobe.statistics import (
 Floats = NDArray[np.float64]
 MINIMUM = {"seed": 5, "fact": 20}  # replicates under which nothing is judged (measurement.md, Verdict)
 UNDEFINED_SHARE = 0.2
-PERMUTATIONS = {"seed": 50, "fact": 400}  # with facts, p enters the verdict: 1/401 survives Holm over many signatures
+PERMUTATIONS = {
+    "seed": 50,
+    "fact": 400,
+}  # with facts, p enters the verdict: 1/401 survives Holm over many signatures
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,6 @@ def _undefined(condition: Condition, replicate: str) -> Finding:
 def _contrast(condition: Condition, last: Sequence[Measured], first: Sequence[Measured], replicate: str) -> Finding:
     """A mean, or effect size, of one value a fact: its template pairs, layers and heads averaged."""
     per_seed = [_per_fact(condition, a, b if condition.growth else None) for a, b in zip(last, first, strict=True)]
-    values = [value for value, _ in per_seed]
     contrasts = [value - control if control is not None else value for value, control in per_seed]
     statistic = hedges_dz if condition.statistic == "effect_size" else weighted_mean
     if replicate == "seed":
@@ -179,7 +181,9 @@ def _correlation(condition: Condition, last: Sequence[Measured], first: Sequence
     )
 
 
-def _score_rows(condition: Condition, measured: Measured) -> tuple[Floats, Floats, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+def _score_rows(
+    condition: Condition, measured: Measured
+) -> tuple[Floats, Floats, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     kept, table = _kept(measured), measured.table
     forward, reverse = (_cells(measured.columns[name])[kept] for name in condition.columns)
     return forward, reverse, table.group[kept], table.stratum[kept], table.fact[kept]

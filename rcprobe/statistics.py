@@ -120,9 +120,7 @@ def over_clusters(
     replicates = np.empty(0)
     if n >= 2 and not math.isnan(value):
         rng = np.random.default_rng(seed)
-        replicates = np.array(
-            [statistic(_draw(count, rng)[index]) for _ in range(resamples)], dtype=np.float64
-        )
+        replicates = np.array([statistic(_draw(count, rng)[index]) for _ in range(resamples)], dtype=np.float64)
     if math.isinf(value) or np.isinf(replicates).any():
         raise ValueError("the statistic is infinite; return NaN where it is undefined")
     kept = replicates[~np.isnan(replicates)]
@@ -135,9 +133,7 @@ def over_clusters(
     return Estimate(value, low, high, p, margin, n, count - n, "clusters", method, missing)
 
 
-def dyadic_weights(
-    weights_i: ArrayLike, weights_j: ArrayLike, clusters_i: ArrayLike, clusters_j: ArrayLike
-) -> Floats:
+def dyadic_weights(weights_i: ArrayLike, weights_j: ArrayLike, clusters_i: ArrayLike, clusters_j: ArrayLike) -> Floats:
     """Weights [P] of mismatched pairs (i, j): w_i · w_j, and 0 where i and j lie in one cluster.
 
     Each argument is [P]: the cluster weight of i and of j, the cluster number of i and of j. Without the
@@ -254,8 +250,7 @@ def permutation_test(
     blocks = _blocks(index)
     rng = np.random.default_rng(seed)
     pooled = (
-        _correlate(x, y[_permuted(blocks, index[2], rng)], design, weights, minimum).pooled
-        for _ in range(permutations)
+        _correlate(x, y[_permuted(blocks, index[2], rng)], design, weights, minimum).pooled for _ in range(permutations)
     )
     null = np.array([r for r in pooled if not math.isnan(r)])
     p = (1 + int((null >= observed - _TIE).sum())) / (1 + null.size)
@@ -436,9 +431,7 @@ def _distinct(labels: Ints, fact: Ints) -> _Distinct:
 
 def _design(index: Ints) -> _Design:
     group, stratum, fact = index
-    return _Design(
-        stratum, _summing(stratum), _summing(group), _distinct(stratum, fact), _distinct(group, fact)
-    )
+    return _Design(stratum, _summing(stratum), _summing(group), _distinct(stratum, fact), _distinct(group, fact))
 
 
 def _residual(x: Floats, weights: Floats, design: _Design) -> Floats:

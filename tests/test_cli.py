@@ -303,7 +303,7 @@ def test_out_where_nothing_can_be_written_is_refused(place, tmp_path):
 def printed():
     """A report at eighty columns: what a pipe, a log and a small terminal get."""
     with patch.dict(os.environ, {"COLUMNS": "80"}):
-        return call("run", "radd", "letters", *SMALL)
+        return call("run", "radd", "letters", *SMALL, "--limit", "2")
 
 
 def test_the_report_is_printed_for_people(printed):

@@ -1,11 +1,11 @@
 import pytest
 import torch
-from rcprobe_plugins.encodings.absolute import Absolute
-from rcprobe_plugins.encodings.alibi import Alibi
-from rcprobe_plugins.encodings.rope import Rope
 
 from rcprobe.errors import AdapterError
 from rcprobe.plugins import registry
+from rcprobe_plugins.encodings.absolute import Absolute
+from rcprobe_plugins.encodings.alibi import Alibi
+from rcprobe_plugins.encodings.rope import Rope
 
 
 def states(*shape: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -65,9 +65,7 @@ def test_rope_names_the_odd_head_width():
         Rope(15, 3, 8)
 
 
-@pytest.mark.parametrize(
-    ("heads", "slopes"), [(1, [2**-8]), (2, [2**-4, 2**-8]), (8, [2**-h for h in range(1, 9)])]
-)
+@pytest.mark.parametrize(("heads", "slopes"), [(1, [2**-8]), (2, [2**-4, 2**-8]), (8, [2**-h for h in range(1, 9)])])
 def test_alibi_is_minus_slope_times_distance(heads, slopes):
     bias = Alibi(16, heads, 8).bias(5)
     assert bias.shape == (1, heads, 5, 5)

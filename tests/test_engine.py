@@ -7,10 +7,6 @@ from functools import cache
 
 import pytest
 import torch
-from rcprobe_plugins.datasets.characters import character_tokenizer
-from rcprobe_plugins.models.gpt2_mini import Gpt2Mini
-from rcprobe_plugins.models.llama import Llama
-from rcprobe_plugins.models.radd import Radd
 from torch import nn
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
@@ -26,6 +22,10 @@ from rcprobe.probing.engine import observe
 from rcprobe.probing.gradients import CONTROLS
 from rcprobe.probing.hooks import capture_with_hooks, gradient_with_hooks
 from rcprobe.queries import encode
+from rcprobe_plugins.datasets.characters import character_tokenizer
+from rcprobe_plugins.models.gpt2_mini import Gpt2Mini
+from rcprobe_plugins.models.llama import Llama
+from rcprobe_plugins.models.radd import Radd
 
 ALPHABET = "0abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 MASK = len(ALPHABET)
@@ -440,9 +440,7 @@ def test_a_gradient_that_vanishes_has_no_cosine():
 
 def test_parts_name_group_and_layer():
     m = loaded("gpt2-mini")
-    parts = {
-        part.name: part for part in observe(m, pairs_of(m, FACTS[:1]), read={"gradients"}).gradients.parts
-    }
+    parts = {part.name: part for part in observe(m, pairs_of(m, FACTS[:1]), read={"gradients"}).gradients.parts}
     fused = [parts[f"blocks.1.attention.qkv.bias[{group}]"] for group in ("query", "key", "value")]
     assert [(p.group, p.layer, p.index, p.count) for p in fused] == [
         ("query", 1, 0, 3),
@@ -715,9 +713,7 @@ def test_an_observation_of_unsupported_pairs_alone_is_rows_of_nan():
 def test_a_broken_embedding_row_takes_out_the_pairs_that_use_it(name):
     clean, broken = loaded(name), loaded(name)
     with torch.no_grad():
-        broken.model.get_input_embeddings().weight[ALPHABET.index("F")] = (
-            torch.nan
-        )  # of the fact de – F alone
+        broken.model.get_input_embeddings().weight[ALPHABET.index("F")] = torch.nan  # of the fact de – F alone
     facts = FACTS[:5]
     pairs = pairs_of(clean, facts)
     read = {"scores", "log_probs", "gradients"}
@@ -806,7 +802,5 @@ def test_a_non_finite_gradient_takes_its_pair_out():
     assert found.gradients.control_inner[gone].isnan().all()
     rest = [i for i in range(len(pairs)) if i != gone]
     for key in ("inner", "forward_norm2", "reverse_norm2"):
-        torch.testing.assert_close(
-            getattr(found.gradients, key)[rest], getattr(want.gradients, key)[rest], **EXACT
-        )
+        torch.testing.assert_close(getattr(found.gradients, key)[rest], getattr(want.gradients, key)[rest], **EXACT)
     torch.testing.assert_close(found.log_probs, want.log_probs)  # those are sound

@@ -1,12 +1,12 @@
 from string import ascii_lowercase, ascii_uppercase
 
 import pytest
-from rcprobe_plugins.datasets.characters import character_tokenizer, vocabulary
-from rcprobe_plugins.datasets.letters import ALPHABET, letters
 from transformers import AutoTokenizer
 
 from rcprobe.errors import DataError
 from rcprobe.plugins import registry
+from rcprobe_plugins.datasets.characters import character_tokenizer, vocabulary
+from rcprobe_plugins.datasets.letters import ALPHABET, letters
 
 
 def texts(fact, direction):
@@ -24,9 +24,7 @@ def test_every_placement_and_its_mirror_image():
     dataset = letters()
     assert dataset.name == "letters"
     assert dataset.replicate == "seed"
-    assert [(fact.a, fact.b) for fact in dataset.facts] == list(
-        zip(ascii_lowercase, ascii_uppercase, strict=True)
-    )
+    assert [(fact.a, fact.b) for fact in dataset.facts] == list(zip(ascii_lowercase, ascii_uppercase, strict=True))
     for fact in dataset.facts:
         forward, reverse = texts(fact, "forward"), texts(fact, "reverse")
         assert len(forward) == 45

@@ -3,15 +3,15 @@ import re
 
 import pytest
 import torch
-from rcprobe_plugins.models.blocks import eager_attention_forward
-from rcprobe_plugins.models.gpt2_mini import Gpt2Mini, Gpt2MiniForCausalLM
-from rcprobe_plugins.models.llama import Llama
-from rcprobe_plugins.models.radd import Radd, RaddForMaskedLM
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 from rcprobe.errors import AdapterError, DataError, UnknownNameError
+from rcprobe_plugins.models.blocks import eager_attention_forward
+from rcprobe_plugins.models.gpt2_mini import Gpt2Mini, Gpt2MiniForCausalLM
+from rcprobe_plugins.models.llama import Llama
+from rcprobe_plugins.models.radd import Radd, RaddForMaskedLM
 
 ENCODINGS = ("rope", "alibi", "absolute")
 TINY = [(family, encoding) for family in (Radd, Gpt2Mini) for encoding in ENCODINGS]
@@ -71,11 +71,7 @@ def recompute_tiny(model, ids: Tensor, causal: bool) -> Tensor:
         if c.encoding == "absolute":
             x = x + s["encoding.position.weight"][: len(prompt)]
         for n in range(c.depth):
-            b = {
-                name.removeprefix(f"blocks.{n}."): t
-                for name, t in s.items()
-                if name.startswith(f"blocks.{n}.")
-            }
+            b = {name.removeprefix(f"blocks.{n}."): t for name, t in s.items() if name.startswith(f"blocks.{n}.")}
             h = norm(x, b["norm1.weight"], b["norm1.bias"])
             fused = h @ b["attention.qkv.weight"].T + b.get("attention.qkv.bias", 0.0)
             q, k, v = (fused[:, i * c.width : (i + 1) * c.width] for i in range(3))
@@ -301,9 +297,7 @@ RELEASED = {
 
 def released_name(name: str) -> str:
     name = name.replace("attention.qkv", "attn_qkv").replace("attention.out", "attn_out")
-    name = name.replace("lm_head.", "output_layer.linear.").replace(
-        "embed_tokens.weight", "vocab_embed.embedding"
-    )
+    name = name.replace("lm_head.", "output_layer.linear.").replace("embed_tokens.weight", "vocab_embed.embedding")
     return re.sub(r"^norm\.", "output_layer.norm_final.", name)
 
 
@@ -396,9 +390,7 @@ def test_options_are_checked(family):
 
 
 def test_options_of_the_tiny_models():
-    model = Radd.build(
-        {"encoding": "alibi", "depth": 2, "width": 8, "heads": 2, "max_length": 12, "dropout": 0}
-    )
+    model = Radd.build({"encoding": "alibi", "depth": 2, "width": 8, "heads": 2, "max_length": 12, "dropout": 0})
     c = model.config
     sizes = (c.encoding, c.depth, c.width, c.heads, c.max_length, c.dropout, c.vocab_size)
     assert sizes == ("alibi", 2, 8, 2, 12, 0, 54)
@@ -453,9 +445,7 @@ def test_identities_hold_where_they_are_claimed():
         assert all("Prop. 4.5" in why for why in identities.values())
         assert Gpt2Mini().identities(build(Gpt2Mini, encoding, depth=depth)) == {}
     model = build(Radd, "alibi", depth=1)
-    query = torch.tensor(
-        [[0, 53, 0, 0, 30, 0, 0]]
-    )  # a at 1 from b at 4; the mirror image asks it from the left
+    query = torch.tensor([[0, 53, 0, 0, 30, 0, 0]])  # a at 1 from b at 4; the mirror image asks it from the left
     gradients = []
     for ids, row in ((query, 1), (query.flip(1), 5)):
         model.zero_grad()

@@ -234,9 +234,7 @@ def test_two_strangers_who_want_one_name_are_settled_alike_in_any_order(plugin):
         found = load_registry(order)
         (entry,) = found.entries
         winners.add(entry.origin.distribution)
-        assert {f.origin.distribution for f in found.failures} == {"one", "two", "three"} - {
-            entry.origin.distribution
-        }
+        assert {f.origin.distribution for f in found.failures} == {"one", "two", "three"} - {entry.origin.distribution}
     assert len(winners) == 1
 
 
@@ -258,9 +256,7 @@ def test_an_entry_point_named_like_another_takes_nothing_from_it(plugin):
     found = load_registry(points)
     report = []
     found.notify("run_finished", report=report)
-    working = {
-        point.value for point in points if point.dist.name in {e.origin.distribution for e in found.entries}
-    }
+    working = {point.value for point in points if point.dist.name in {e.origin.distribution for e in found.entries}}
     assert working
     assert set(report) == working, "a plugin whose names are listed has lost its hooks"
     assert len(found.entries) + len(found.failures) == 2
@@ -350,9 +346,7 @@ def test_a_target_that_is_no_adapter_is_the_plugins_error(plugin, monkeypatch):
     from rcprobe import loading
 
     target = plugin("class Fine:\n    pass\n").value
-    found = load_registry(
-        [plugin(GOOD.replace("somewhere:Fine", f"{target}:Fine"), distribution="no-adapter")]
-    )
+    found = load_registry([plugin(GOOD.replace("somewhere:Fine", f"{target}:Fine"), distribution="no-adapter")])
     monkeypatch.setattr(loading, "registry", lambda: found)
     with pytest.raises(PluginError, match="no-adapter"):
         loading.load("fine")

@@ -143,8 +143,7 @@ class TestOverClusters:
     def test_same_seed_same_interval(self):
         x = np.random.default_rng(0).normal(size=25)
         one, again, other = (
-            over_clusters(lambda w: weighted_mean(x, w), np.arange(25), resamples=50, seed=seed)
-            for seed in (4, 4, 5)
+            over_clusters(lambda w: weighted_mean(x, w), np.arange(25), resamples=50, seed=seed) for seed in (4, 4, 5)
         )
         assert one == again
         assert one.low != other.low
@@ -317,9 +316,7 @@ class TestScoreCorrelation:
         twice = np.repeat(np.arange(20), weights)
         same = np.zeros(20, dtype=int)
         weighted = score_correlation(forward, reverse, same, strata, np.arange(20), weights)
-        repeated = score_correlation(
-            forward[twice], reverse[twice], same[twice], strata[twice], np.arange(twice.size)
-        )
+        repeated = score_correlation(forward[twice], reverse[twice], same[twice], strata[twice], np.arange(twice.size))
         assert weighted.r == pytest.approx(repeated.r, rel=1e-12)
 
     def test_means_over_lengths_are_not_correlation(self):
@@ -465,9 +462,7 @@ class TestPermutationTest:
     def test_shuffles_only_within_strata(self):
         """Forty quiet facts and forty loud ones: r hangs on the loud, and so does the null's width."""
         loud = np.arange(80) % 2
-        forward, reverse = np.where(loud, 10.0, 1.0)[:, None] * np.random.default_rng(0).normal(
-            size=(2, 80, 1)
-        )
+        forward, reverse = np.where(loud, 10.0, 1.0)[:, None] * np.random.default_rng(0).normal(size=(2, 80, 1))
         one, facts = np.zeros(80, dtype=int), np.arange(80)
         sd_within = permutation_test(forward, reverse, one, loud, facts, 150)[2]
         sd_across = permutation_test(forward, reverse, one, one, facts, 150)[2]
@@ -486,9 +481,7 @@ class TestPermutationTest:
         row = np.tile([0.0, 1.0], 12)[:, None]
         rng = np.random.default_rng(0)
         small = 1e-3 * rng.normal(size=(2, 12, 1))
-        p, mean, sd = permutation_test(
-            row + small[0][facts], row + small[1][facts], strata, strata, facts, 40
-        )
+        p, mean, sd = permutation_test(row + small[0][facts], row + small[1][facts], strata, strata, facts, 40)
         assert mean > 0.999
         assert sd < 1e-4
         assert p > 0.01

@@ -24,7 +24,12 @@ CALL = "attention_interface"
 
 
 def capture(
-    m: LoadedModel, batch: Batch, *, scores: bool = True, taps: Sequence[str] = (), expand_positions: bool = False
+    m: LoadedModel,
+    batch: Batch,
+    *,
+    scores: bool = True,
+    taps: Sequence[str] = (),
+    expand_positions: bool = False,
 ) -> Captured:
     """One traced forward pass over a batch.
 

@@ -40,7 +40,7 @@ def read_call(args: Sequence[Any], kwargs: Mapping[str, Any], batch: Batch) -> C
         return cell_scores(attention_call(args, kwargs), batch.row, batch.evidence)
 
 
-def stack(cells: Sequence[CellScores], prompts: int) -> dict[str, Tensor]:
+def stack(cells: Sequence[CellScores], prompts: int) -> dict[str, Any]:
     """Layers' readings as the fields of ``Captured``."""
     if not cells:
         empty = torch.empty(prompts, 0, 0)
@@ -85,5 +85,5 @@ def head_path(model: nn.Module) -> str:
     head = model.get_output_embeddings()  # type: ignore[operator]
     for path, module in model.named_modules():
         if module is head:
-            return path
+            return str(path)
     raise CaptureError(f"{type(model).__name__} has no output head (get_output_embeddings() gives {head})")

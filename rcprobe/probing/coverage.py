@@ -10,7 +10,7 @@ from rcprobe.facts import Query
 from rcprobe.loaded import LoadedModel
 from rcprobe.probing.batch import collate
 from rcprobe.probing.capture import capture
-from rcprobe.probing.captured import Captured
+from rcprobe.probing.captured import Captured, head_path
 from rcprobe.probing.factors import Factor, Formed, Inputs, Outer, combine, rule_for, uses_of
 from rcprobe.probing.parameters import Named
 
@@ -45,17 +45,22 @@ def cover(m: LoadedModel, named: Named, queries: Sequence[Query]) -> Coverage:
     uses = uses_of(m.model, {id(p): name for name, p in named})
     modules = dict(m.model.named_modules())
     found = {path: rule_for(modules[path]) for places in uses.values() for path, _ in places}
-    covered = [name for name, places in uses.items() if all(found[path] is not None for path, _ in places)]
-    taps = tuple(dict.fromkeys(path for name in covered for path, _ in uses[name]))
-    rules = {name: " + ".join(found[path][0] for path, _ in uses[name]) if name in covered else PER_QUERY for name, _ in named}  # type: ignore[index]
+    named_rules = {path: rule[0] for path, rule in found.items() if rule is not None}
+    rules, taps = {}, {}
+    for name, places in uses.items():
+        covered = bool(places) and all(path in named_rules for path, _ in places)
+        rules[name] = " + ".join(named_rules[path] for path, _ in places) if covered else PER_QUERY
+        taps.update(dict.fromkeys(path for path, _ in places) if covered else {})
     sample = list(queries[:2])
-    plan = Coverage(rules, taps, uses, False)
+    plan = Coverage(rules, tuple(taps), uses, False)
     captured = _captured(m, sample, plan)
     if _shared_rows(captured, len(sample)):
-        plan = Coverage(rules, taps, uses, True)
+        plan = Coverage(rules, tuple(taps), uses, True)
         captured = _captured(m, sample, plan)
     wrong = _wrong(m, captured, plan, named, len(sample))
-    return Coverage({n: PER_QUERY if n in wrong else rule for n, rule in rules.items()}, taps, uses, plan.expand_positions)
+    return Coverage(
+        {n: PER_QUERY if n in wrong else rule for n, rule in rules.items()}, plan.taps, uses, plan.expand_positions
+    )
 
 
 def factor_gradients(
@@ -71,9 +76,9 @@ def factor_gradients(
             for attribute, factor in rule[1](modules[path], call, gradient, inputs).items():
                 pieces.setdefault((path, attribute), []).append(factor)
     return {
-        name: combine([factor for place in places for factor in pieces.get(tuple(place), [])])
+        name: combine([factor for place in places for factor in pieces.get(place, [])])
         for name, places in plan.uses.items()
-        if plan.rules[name] != PER_QUERY and any(pieces.get(tuple(place)) for place in places)
+        if plan.rules[name] != PER_QUERY and any(pieces.get(place) for place in places)
     }
 
 
@@ -82,7 +87,9 @@ def output_gradients(value: Tensor, captured: Captured, plan: Coverage, keep: bo
     outputs = [call.output for path in plan.taps for call in captured.calls[path] if call.output.requires_grad]
     found = iter(torch.autograd.grad(value, outputs, retain_graph=keep, allow_unused=True, materialize_grads=True))
     return {
-        path: [next(found) if call.output.requires_grad else torch.zeros_like(call.output) for call in captured.calls[path]]
+        path: [
+            next(found) if call.output.requires_grad else torch.zeros_like(call.output) for call in captured.calls[path]
+        ]
         for path in plan.taps
     }
 
@@ -121,16 +128,11 @@ def _wrong(m: LoadedModel, captured: Captured, plan: Coverage, named: Named, n: 
 
 def _random_function(captured: Captured, m: LoadedModel) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    logits = captured.logits
-    values = [call.output for calls in captured.calls.values() for call in calls]
-    reached = [v for v in (logits, _entering_head(captured, m)) if v is not None and v.requires_grad]
-    assert reached, values
+    reached = [v for v in (captured.logits, _entering_head(captured, m)) if v is not None and v.requires_grad]
     return sum((v * torch.randn(v.shape, generator=generator).to(v)).sum() for v in reached)  # type: ignore[return-value]
 
 
 def _entering_head(captured: Captured, m: LoadedModel) -> Tensor | None:
-    from rcprobe.probing.captured import head_path
-
     calls = captured.calls.get(head_path(m.model))
     return calls[0].input if calls else None
 

@@ -155,7 +155,10 @@ def _ask(
         captured = capture(m, batch, scores=scores)
         logits = m.adapter.logits(captured.logits, m.mask_id)
         others = [alternatives.get(query, ()) for query in chosen]
-        shared = [o if m.adapter.objective == "masked" or len(q.rows) == 1 else () for q, o in zip(chosen, others, strict=True)]
+        shared = [
+            o if m.adapter.objective == "masked" or len(q.rows) == 1 else ()
+            for q, o in zip(chosen, others, strict=True)
+        ]
         means = mean_log_prob(logits, batch, shared)
         for b, (query, targets) in enumerate(zip(chosen, others, strict=True)):
             if targets and not shared[b]:
@@ -228,7 +231,7 @@ def _gradient_readings(
     def spread(values: Tensor) -> Tensor:
         out = torch.full((len(seen.pairs), *values.shape[1:]), torch.nan, dtype=torch.float64)
         out[asked] = values
-        out[[i for i in excluded]] = torch.nan
+        out[list(excluded)] = torch.nan
         return out
 
     partner = torch.full((len(seen.pairs), controls), -1)

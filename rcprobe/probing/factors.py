@@ -49,9 +49,12 @@ class Outer:
 
     def formed(self, size: int = 0) -> Float[Tensor, "n O I"]:
         """The gradients themselves; ``size`` is an embedding's number of rows."""
-        return sum(  # type: ignore[return-value]
-            torch.einsum("nlo,nli->noi", _dense(left, size, right), right) for left, right in self.uses  # type: ignore[arg-type]
-        )
+        formed = [_dense(left, size).transpose(1, 2).to(right.dtype) @ right for left, right in self._tensors()]
+        return torch.stack(formed).sum(dim=0)
+
+    def _tensors(self) -> list[tuple[Side, Tensor]]:
+        assert not any(isinstance(right, OneHot) for _, right in self.uses)
+        return list(self.uses)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -147,9 +150,15 @@ def norm(module: nn.Module, call: Call, gradient: Tensor, inputs: Inputs) -> dic
     with torch.no_grad():
         zero = {name: torch.zeros_like(p) for name, p in module._parameters.items() if p is not None}
         base = torch.func.functional_call(module, zero, (call.input,))
-        normed = torch.func.functional_call(module, {**zero, "weight": torch.ones_like(zero["weight"])}, (call.input,)) - base
+        normed = (
+            torch.func.functional_call(module, {**zero, "weight": torch.ones_like(zero["weight"])}, (call.input,))
+            - base
+        )
     b = _rows(gradient, inputs.n)
-    return {"weight": Formed((b * _rows(normed, inputs.n)).sum(dim=1)), "bias": Formed(_sum(b, gradient.dtype))}
+    return {
+        "weight": Formed((b * _rows(normed, inputs.n)).sum(dim=1)),
+        "bias": Formed(_sum(b, gradient.dtype)),
+    }
 
 
 def combine(factors: Sequence[Factor]) -> Factor:
@@ -201,10 +210,10 @@ def _rows(values: Tensor, n: int) -> Float[Tensor, "n L W"]:
     return values.detach().to(torch.promote_types(values.dtype, torch.float32)).reshape(n, -1, values.shape[-1])
 
 
-def _dense(side: Side, size: int, like: Tensor) -> Tensor:
+def _dense(side: Side, size: int) -> Tensor:
     if not isinstance(side, OneHot):
         return side
-    return torch.nn.functional.one_hot(side.ids, size).to(like.dtype) * side.counts[..., None]
+    return torch.nn.functional.one_hot(side.ids, size) * side.counts[..., None]
 
 
 def _products(x: Side, y: Side) -> Tensor:

@@ -107,7 +107,10 @@ class _Batch:
             index = torch.arange(len(self.pairs)) if kind == "other_target" else controls.partner[:, k]
             found = self._inner(forward, factors, index.clamp(min=0))
             missing = (controls.partner[:, k] < 0)[:, None]
-            columns += [found.masked_fill(missing, torch.nan), norm2[index.clamp(min=0)].masked_fill(missing, torch.nan)]
+            columns += [
+                found.masked_fill(missing, torch.nan),
+                norm2[index.clamp(min=0)].masked_fill(missing, torch.nan),
+            ]
         return torch.stack(columns, dim=1)
 
     def _relabelled(self, controls: Assignment, r: int) -> list[Query]:
@@ -128,9 +131,7 @@ class _Batch:
 
     def _trace(self, queries: list[Query], rounds: list[list[Query]]) -> list[Factors]:
         m, plan, n = self.m, self.plan, len(queries)
-        captured = capture(
-            m, collate(m, queries), scores=False, taps=plan.taps, expand_positions=plan.expand_positions
-        )
+        captured = capture(m, collate(m, queries), scores=False, taps=plan.taps, expand_positions=plan.expand_positions)
         found = []
         for k, labelled in enumerate([queries, *rounds]):
             loss = negative_log_prob(m, captured.logits, collate(m, labelled))

@@ -22,10 +22,9 @@ def storage(
     embedding, head = _weight(model, circuit.embedding), _weight(model, circuit.head)
     gain = _weight(model, circuit.final_norm)
     unembed = (head - head.mean(dim=0))[list(answers)] * gain
-    layers = model.get_submodule(circuit.layers)
-    config = model.config
-    heads = int(getattr(config, "num_attention_heads", 0) or config.heads)  # type: ignore[union-attr, arg-type]
-    return torch.stack([_layer(circuit, layer, embedding, unembed, list(evidence), heads) for layer in layers])  # type: ignore[union-attr]
+    layers = list(model.get_submodule(circuit.layers).children())
+    heads = int(model.config.num_attention_heads)  # type: ignore[union-attr, arg-type]
+    return torch.stack([_layer(circuit, layer, embedding, unembed, list(evidence), heads) for layer in layers])
 
 
 def _layer(
@@ -49,4 +48,4 @@ def _layer(
 
 
 def _weight(model: nn.Module, path: str) -> Tensor:
-    return model.get_submodule(path).weight.detach().double()  # type: ignore[operator, union-attr]
+    return model.get_submodule(path).weight.detach().double()  # type: ignore[operator]

@@ -79,7 +79,11 @@ def _mask(m: LoadedModel) -> Check:
     if mask is None:
         return Check("mask", None, "a causal model has none")
     if not 0 <= mask < m.vocabulary:
-        return Check("mask", False, f"the mask id {mask} is outside the embedding, which holds ids 0–{m.vocabulary - 1}")
+        return Check(
+            "mask",
+            False,
+            f"the mask id {mask} is outside the embedding, which holds ids 0–{m.vocabulary - 1}",
+        )
     if mask == getattr(m.tokenizer, "pad_token_id", None):
         return Check("mask", False, f"the mask id {mask} is also the padding id: padding would be read as masks")
     return Check("mask", True, f"id {mask} of {m.vocabulary}")
@@ -99,8 +103,11 @@ def _attention(m: LoadedModel) -> Check:
     if m.adapter.attention == "hybrid":
         return Check("attention", None, f"{seen}; a hybrid declares neither")
     declared = m.adapter.attention == "full"
-    return Check("attention", sees == declared, f"it declares {m.adapter.attention} attention, but {seen}"
-                 if sees != declared else seen)
+    return Check(
+        "attention",
+        sees == declared,
+        f"it declares {m.adapter.attention} attention, but {seen}" if sees != declared else seen,
+    )
 
 
 def _padding(m: LoadedModel) -> Check:
@@ -152,7 +159,7 @@ def _eager(model: nn.Module) -> Iterator[None]:
 
 def _score_queries(m: LoadedModel) -> list[Query]:
     """Two random prompts of unlike length, each with one cell left and one right of its row where it may look."""
-    queries = []
+    queries: list[Query] = []
     for prompt in _prompts(m, 2).tolist():
         for row, evidence in ((LENGTH - 4, 1), (1, LENGTH - 4)):
             if m.adapter.attention == "full" or evidence < row:

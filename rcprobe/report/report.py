@@ -109,7 +109,20 @@ class Report:
         self.frame().to_csv(folder / "values.csv", index=False)
 
 
-_KEYS = ["seed", "step", "metric", "pairing", "fact", "a", "b", "template", "delta_forward", "delta_reverse", "layer", "head"]
+_KEYS = [
+    "seed",
+    "step",
+    "metric",
+    "pairing",
+    "fact",
+    "a",
+    "b",
+    "template",
+    "delta_forward",
+    "delta_reverse",
+    "layer",
+    "head",
+]
 
 
 def new_folder(folder: str | Path) -> Path:
@@ -155,9 +168,9 @@ def build(
     notes = [f"seed {run.seed} failed: {run.failure}" for run in runs if run.failure] + gate.notes
     accuracy: dict[str, dict[str, tuple[tuple[float, float], ...]]] = {}
     for run in finished:
-        for pairing, readings in run.steps[-1].accuracy.items():
+        for asked, readings in run.steps[-1].accuracy.items():
             for reading, both_ways in readings.items():
-                seeds = accuracy.setdefault(pairing, {})
+                seeds = accuracy.setdefault(asked, {})
                 seeds[reading] = (*seeds.get(reading, ()), both_ways)
     excluded = finished[0].steps[-1].excluded if finished else {}
     return Report(dataset, tuple(runs), signatures, accuracy, excluded, tuple(notes), info)
@@ -169,13 +182,17 @@ class _Gate:
     def __init__(self, dataset: Dataset, runs: Sequence[SeedRun], chance: float) -> None:
         reading = next(iter(dataset.readings), FULL)
         forward = {run.seed: [_forward(step, reading) for step in run.steps] for run in runs}
-        best = max((value for values in forward.values() for value in values if not math.isnan(value)), default=math.nan)
+        best = max(
+            (value for values in forward.values() for value in values if not math.isnan(value)),
+            default=math.nan,
+        )
         bar = max(0.9 * best, min(5 * chance, 0.9))
         final = {seed: values[-1] for seed, values in forward.items() if values}
         stuck = [seed for seed, value in final.items() if not value >= bar]
         self.notes = [
             f"seed {seed} is stuck: forward accuracy {final[seed]:.0%} ({reading}), the bar is {bar:.0%}; "
-            "it stays in every average" for seed in stuck
+            "it stays in every average"
+            for seed in stuck
         ]
         median = float(np.median(list(final.values()))) if final else math.nan
         self.failed = ""

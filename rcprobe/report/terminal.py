@@ -13,7 +13,9 @@ def print_report(report: Report, console: Console | None = None) -> None:
     info = report.info
     seeds = len(report.runs)
     trained = f"trained {info['train']['steps']} steps forward only" if info["train"] else "as it is"
-    console.print(f"{info['model']} on {info['dataset']}: {info['facts']} facts, {seeds} seed{'s'[: seeds != 1]}, {trained}")
+    console.print(
+        f"{info['model']} on {info['dataset']}: {info['facts']} facts, {seeds} seed{'s'[: seeds != 1]}, {trained}"
+    )
     console.print(accuracy_table(report))
     console.print(signature_table(report))
     for name, signature in report.signatures.items():

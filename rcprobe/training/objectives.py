@@ -14,32 +14,37 @@ def masked_diffusion(
 ) -> Float[Tensor, ""]:
     """The t-DCE loss (RADD; LLaDA's loss): t uniform, each token masked with probability p = (1 − ε)t + ε,
     cross-entropy of masked tokens weighted by 1/p, summed over a sequence, averaged over the batch.
-    """  # noqa: D205
+    """
     assert m.mask_id is not None
     t = torch.rand(len(ids), 1, generator=generator)
-    p = ((1 - LEAST_NOISE) * t + LEAST_NOISE).to(ids.device)
+    p = ((1 - LEAST_NOISE) * t + LEAST_NOISE).to(ids.device).expand_as(ids)
     masked = (torch.rand(ids.shape, generator=generator).to(ids.device) < p) & real
-    logits = m.model(input_ids=ids.masked_fill(masked, m.mask_id), attention_mask=real.long()).logits
-    loss = _cross_entropy(m, logits, ids, m.adapter.shift)
-    keep = masked[:, m.adapter.shift :]
-    return (loss * keep / p).sum() / len(ids)
+    loss, counted = _cross_entropy(m, ids.masked_fill(masked, m.mask_id), ids, real, masked)
+    return (loss / p[counted]).sum() / len(ids)
 
 
 def next_token(
     m: LoadedModel, ids: Int[Tensor, "B L"], real: Bool[Tensor, "B L"], generator: torch.Generator
 ) -> Float[Tensor, ""]:
     """Next-token cross-entropy, averaged over real tokens."""
-    logits = m.model(input_ids=ids, attention_mask=real.long()).logits
-    loss = _cross_entropy(m, logits, ids, m.adapter.shift)
-    keep = real[:, m.adapter.shift :]
-    return (loss * keep).sum() / keep.sum()
+    return _cross_entropy(m, ids, ids, real, real)[0].mean()
 
 
 OBJECTIVES = {"masked": masked_diffusion, "causal": next_token}
 
 
-def _cross_entropy(m: LoadedModel, logits: Tensor, ids: Tensor, shift: int) -> Float[Tensor, "B L-shift"]:
-    """−log p of token i from the logits at i − shift."""
-    logits = m.adapter.logits(logits, m.mask_id)
-    predicted = logits[:, : logits.shape[1] - shift].transpose(1, 2)
-    return torch.nn.functional.cross_entropy(predicted.float(), ids[:, shift:], reduction="none")
+def _cross_entropy(
+    m: LoadedModel,
+    shown: Int[Tensor, "B L"],
+    ids: Int[Tensor, "B L"],
+    real: Bool[Tensor, "B L"],
+    wanted: Bool[Tensor, "B L"],
+) -> tuple[Float[Tensor, " M"], Bool[Tensor, "B L"]]:
+    """−log p of the wanted tokens, token i read from the logits at i − shift, and which tokens those are."""
+    shift = m.adapter.shift
+    mask = None if bool(real.all()) else real.long()  # without padding, attention takes its faster way
+    logits = m.adapter.logits(m.model(input_ids=shown, attention_mask=mask).logits, m.mask_id)
+    counted = wanted.clone()
+    counted[:, :shift] = False
+    rows = logits[:, : logits.shape[1] - shift][counted[:, shift:]]
+    return torch.nn.functional.cross_entropy(rows.float(), ids[counted], reduction="none"), counted

@@ -32,14 +32,18 @@ def train(
     """Train on the forward statements of trained facts, yielding at each step of ``config.probed()``.
 
     While a checkpoint is out, the model holds the averaged weights; they are also what it is left with. Statements
-    are drawn with replacement. ``progress`` is told (step, of how many) now and then. Raises ``TrainingError`` naming seed and step when the loss isn't finite, and
-    ``DataError`` when there is nothing to train on.
+    are drawn with replacement. ``progress`` is told (step, of how many) now and then. Raises ``TrainingError``
+    naming seed and step when the loss isn't finite, and ``DataError`` when there is nothing to train on.
     """
     ids, real = forward_statements(m, facts)
     generator = torch.Generator().manual_seed(seed)
     parameters = [p for p in m.model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(
-        parameters, config.lr, config.betas, weight_decay=config.weight_decay, fused=m.device.type in ("cpu", "cuda")
+        parameters,
+        config.lr,
+        config.betas,
+        weight_decay=config.weight_decay,
+        fused=m.device.type in ("cpu", "cuda"),
     )
     average = _Average(parameters, config.ema)
     loss_of = OBJECTIVES[m.adapter.objective]

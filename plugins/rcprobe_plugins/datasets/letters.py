@@ -14,8 +14,9 @@ def letters(length: int = 10) -> Dataset:
     """26 facts (a = "d", b = "D") over every placement of the two in a sequence of ``length`` characters.
 
     The forward templates put a at i and b at j for all i < j (length 3: ``dD0 d0D 0dD``); the k-th reverse
-    template is the k-th forward one read backwards, so both have one distance. Readings: all 52 letters, and
-    the 26 of the target's case (easy: knowing which case comes next leaves half the work undone). Raises ``DataError`` for a length below 2.
+    template is the k-th forward one read backwards, so both have one distance. Readings: all 52 letters, and the
+    26 of the target's case (easy: knowing which case comes next leaves half the work undone). Raises
+    ``DataError`` for a length below 2.
     """
     if length < 2:
         raise DataError(f"letters: length {length} has no room for two letters; use 2 or more")

@@ -9,7 +9,9 @@ from rcprobe import Condition, Observation, metric
     reads={"log_probs"},
     pairing="swapped",
     title="outcome",
-    conditions=(Condition("gain of log p(a | reverse)", "mean", ("reverse", "alternatives"), 0.1, "nats", growth=True),),
+    conditions=(
+        Condition("gain of log p(a | reverse)", "mean", ("reverse", "alternatives"), 0.1, "nats", growth=True),
+    ),
 )
 def reverse_probability(seen: Observation) -> dict[str, Tensor]:
     """log p of the right answer both ways, in every reading, and of other trained answers to the reverse query.
@@ -20,7 +22,11 @@ def reverse_probability(seen: Observation) -> dict[str, Tensor]:
     assert seen.log_probs is not None
     assert seen.alternatives is not None
     assert seen.readings is not None
-    columns = {"forward": seen.log_probs[:, 0], "reverse": seen.log_probs[:, 1], "alternatives": seen.alternatives}
+    columns = {
+        "forward": seen.log_probs[:, 0],
+        "reverse": seen.log_probs[:, 1],
+        "alternatives": seen.alternatives,
+    }
     for name, (log_probs, _) in seen.readings.items():
         columns[f"forward, {name}"] = log_probs[:, 0]
         columns[f"reverse, {name}"] = log_probs[:, 1]

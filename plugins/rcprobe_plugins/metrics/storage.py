@@ -12,7 +12,10 @@ from rcprobe import Condition, Observation, metric
     conditions=(Condition("growth of W̃[a, b]", "effect_size", ("stored", "mismatched"), 0.2, "d_z", growth=True),),
 )
 def storage(seen: Observation) -> dict[str, Tensor]:
-    """W̃[a, b] by layer and head, a the reverse query's target and b its evidence, beside its mean over other a (Prop. 4.1)."""
+    """W̃[a, b] by layer and head, beside its mean over other facts' a (Prop. 4.1).
+
+    a is the first token of the reverse query's target, b that of its evidence.
+    """
     assert seen.storage is not None
     assert seen.storage_mismatched is not None
     return {"stored": seen.storage, "mismatched": seen.storage_mismatched}

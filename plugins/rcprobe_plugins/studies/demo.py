@@ -61,7 +61,12 @@ def run_demo(seeds: int, steps: int, show: bool = False) -> "dict[str, Report]":
         for seed in range(seeds)
     ]
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description:<24}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description:<24}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console, disable=not (show and console.is_terminal), transient=True) as bar:
         tasks = [bar.add_task(label, total=seeds * steps) for label in MODELS]
         reached = [0] * len(jobs)

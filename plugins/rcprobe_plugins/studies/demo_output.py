@@ -37,9 +37,15 @@ def table(reports: Mapping[str, Report]) -> Table:
     for label in reports:
         shown.add_column(label.replace(", ", "\n"), min_width=17)
     for reading, meaning in ((LETTERS, "letter by letter"), (EVERYTHING, "placeholder counted too")):
-        rows = [f"accuracy, {meaning}", *(_both(_accuracy(r, reading, 0), _accuracy(r, reading, 1)) for r in reports.values())]
+        rows = [
+            f"accuracy, {meaning}",
+            *(_both(_accuracy(r, reading, 0), _accuracy(r, reading, 1)) for r in reports.values()),
+        ]
         shown.add_row(*rows)
-    shown.add_row("P(right letter | a letter)", *(_both(_probability(r, 0), _probability(r, 1)) for r in reports.values()))
+    shown.add_row(
+        "P(right letter | a letter)",
+        *(_both(_probability(r, 0), _probability(r, 1)) for r in reports.values()),
+    )
     for name in next(iter(reports.values())).signatures:
         signatures = [report.signatures[name] for report in reports.values()]
         title = signatures[0].title
