@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from rcprobe.errors import AdapterError
+from rcprobe.errors import AdapterError, OptionError
 
 Options = Mapping[str, Any]
 
@@ -73,7 +73,7 @@ class Adapter:
 
     @classmethod
     def build(cls, options: Options) -> nn.Module:
-        """A model with random weights from options. Raises ``AdapterError`` for an option it doesn't know."""
+        """A model with random weights from options. Raises ``OptionError`` for an option it doesn't know."""
         raise AdapterError(f"{cls.name}: this family is loaded from a checkpoint and can't be built from options")
 
     @classmethod
@@ -104,7 +104,7 @@ class Adapter:
 
 
 def unknown_options(family: str, options: Options, known: Mapping[str, Any]) -> None:
-    """Raise ``AdapterError`` if an option isn't known to the family."""
+    """Raise ``OptionError`` if an option isn't known to the family."""
     extra = sorted(set(options) - set(known))
     if extra:
-        raise AdapterError(f"{family}: unknown option {extra[0]!r}; known: {', '.join(sorted(known))}")
+        raise OptionError(f"{family}: unknown option {extra[0]!r}; known: {', '.join(sorted(known))}")

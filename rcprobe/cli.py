@@ -134,20 +134,42 @@ def _options(pairs: list[str]) -> dict[str, Any]:
 
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 failed, 2 asked wrongly, 130 interrupted."""
-    registry().notify("register_commands", cli=cli)
     try:
+        _add_plugin_commands()
         code = cli(standalone_mode=False)
     except RcprobeError as error:
         typer.echo(f"rcprobe: {error}", err=True)
         code = error.exit_code
-    except (KeyboardInterrupt, typer.Abort):
-        typer.echo("rcprobe: interrupted", err=True)
-        code = INTERRUPTED
     except typer.TyperException as error:
-        code = _usage(error)
+        error.show()  # type: ignore[attr-defined]
+        code = error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    if code == INTERRUPTED:
+        typer.echo("rcprobe: interrupted", err=True)
     sys.exit(code)
 
 
-def _usage(error: Any) -> int:
-    error.show()
-    return int(error.exit_code)
+def _add_plugin_commands() -> None:
+    """Let each plugin add commands under names that are free."""
+    names = registry()
+    for origin in names.origins:
+        if not names.implements(origin, "register_commands"):
+            continue
+        own = typer.Typer()
+        names.call(origin, "register_commands", cli=own)
+        for command in own.registered_commands:
+            name = command.name or getattr(command.callback, "__name__", "")
+            if name in _taken():
+                names.blame(origin, f"command {name!r} is already taken")
+            else:
+                cli.registered_commands.append(command)
+        for group in own.registered_groups:
+            if group.name in _taken():
+                names.blame(origin, f"command {group.name!r} is already taken")
+            else:
+                cli.registered_groups.append(group)
+
+
+def _taken() -> set[str | None]:
+    return {command.name for command in cli.registered_commands} | {group.name for group in cli.registered_groups}

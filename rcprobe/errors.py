@@ -38,6 +38,12 @@ class AdapterError(RcprobeError):
     """A model that an adapter can't describe or load."""
 
 
+class OptionError(AdapterError, UsageError):
+    """An option that a model family doesn't know, or a value that it can't take."""
+
+    exit_code = 2
+
+
 class VerificationError(AdapterError):
     """A model that doesn't behave as its adapter declares: any number from it could be wrong."""
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from rcprobe.adapter import Adapter
-from rcprobe.errors import AdapterError, UnknownNameError, UsageError
+from rcprobe.errors import AdapterError, PluginError, UnknownNameError, UsageError
 from rcprobe.loaded import LoadedModel
 from rcprobe.plugins import registry
 from rcprobe.probing.verify import verify
@@ -35,7 +35,7 @@ def load(
     if isinstance(model, nn.Module):
         loaded = _wrap(model, adapter, tokenizer)
     elif str(model) in registry().names("models"):
-        loaded = _build(registry().get("models", str(model)), dict(options or {}), seed, tokenizer)
+        loaded = _build(registry().checked("models", str(model), Adapter), dict(options or {}), seed, tokenizer)
     elif Path(model).is_dir() or "/" in str(model):
         loaded = _from_checkpoint(str(model), adapter, tokenizer)
     else:
@@ -75,14 +75,17 @@ def _from_checkpoint(source: str, adapter: type[Adapter] | None, tokenizer: Any)
     raw = _raw_config(source)
     family = adapter or adapter_for(raw, source)
     architecture = _architecture(family)
-    model, info = architecture.from_pretrained(
-        source,
-        config=family.config(raw),
-        key_mapping=dict(family.keys) or None,
-        use_safetensors=True,
-        trust_remote_code=False,
-        output_loading_info=True,
-    )
+    try:
+        model, info = architecture.from_pretrained(
+            source,
+            config=family.config(raw),
+            key_mapping=dict(family.keys) or None,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except OSError as error:
+        raise AdapterError(f"{source}: no safetensors weights could be read ({error})") from error
     wrong = {
         kind: sorted(info[kind]) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if info.get(kind)
     }
@@ -97,7 +100,12 @@ def _from_checkpoint(source: str, adapter: type[Adapter] | None, tokenizer: Any)
 
 def adapter_for(raw: Mapping[str, Any], source: str) -> type[Adapter]:
     """The one registered adapter that takes a raw configuration. Raises ``AdapterError`` for none or several."""
-    families = {name: registry().get("models", name) for name in registry().names("models")}
+    families = {}
+    for name in registry().names("models"):
+        try:
+            families[name] = registry().checked("models", name, Adapter)
+        except PluginError as error:  # somebody else's broken family is no reason not to load this model
+            registry().blame(registry().entry("models", name).origin, str(error))
     fitting = {name: family for name, family in families.items() if family.matches(raw)}
     if len(fitting) != 1:
         what = f"several adapters claim it ({', '.join(fitting)})" if fitting else "no installed adapter takes it"
@@ -124,6 +132,8 @@ def _raw_config(source: str) -> dict[str, Any]:
         raw: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: can't be read as a model's configuration ({error})") from error
+    if not isinstance(raw, dict):
+        raise UsageError(f"{path}: a model's configuration is an object with names, not a {type(raw).__name__}")
     return raw
 
 
@@ -139,8 +149,10 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise UsageError(f"device {name!r}: {str(error).splitlines()[0]}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"device {name!r}: this machine offers no CUDA device; use --device cpu")
+    try:
+        torch.zeros(1, device=device).item()
+    except Exception as error:
+        raise UsageError(f"device {name!r} can't be used on this machine; use --device cpu ({error})") from error
     return device
 
 

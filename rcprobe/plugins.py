@@ -26,7 +26,13 @@ class Origin:
     """A plugin and the distribution it came in; the distribution's metadata is only read when it is asked for."""
 
     plugin: str
+    value: str
     dist: metadata.Distribution | None
+
+    @property
+    def key(self) -> str:
+        """What tells this plugin from others: two distributions may give an entry point one name."""
+        return f"{self.plugin} = {self.value}"
 
     @property
     def distribution(self) -> str:
@@ -69,7 +75,7 @@ class Registry:
     def __init__(self) -> None:
         self.manager = pluggy.PluginManager(GROUP)
         self.manager.add_hookspecs(hookspecs)
-        self.origins: dict[str, Origin] = {}
+        self.origins: list[Origin] = []
         self.entries: list[Entry] = []
         self.failures: list[Failure] = []
 
@@ -90,47 +96,68 @@ class Registry:
         module, _, attribute = entry.target.partition(":")
         try:
             return getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
+        except Exception as error:
             raise PluginError(
-                f"{entry.origin} registered {name!r} as {entry.target!r}, which can't be imported: {error}"
+                f"{entry.origin} registered {name!r} as {entry.target!r}, which can't be imported: "
+                f"{type(error).__name__}: {error}"
             ) from error
+
+    def checked(self, kind: str, name: str, wanted: type) -> Any:
+        """``get``, and the object must be an instance, or a subclass, of ``wanted``. Raises ``PluginError``."""
+        found = self.get(kind, name)
+        if not (isinstance(found, wanted) or (isinstance(found, type) and issubclass(found, wanted))):
+            origin = self.entry(kind, name).origin
+            raise PluginError(f"{origin} registered {kind} {name!r}, which is no rcprobe.{wanted.__name__}")
+        return found
 
     def notify(self, hook: str, **arguments: Any) -> None:
         """Call a hook of each plugin in turn; one that raises is recorded and doesn't stop the others."""
-        for plugin in self._implementers(hook):
-            try:
-                self._only(hook, plugin)(**arguments)
-            except Exception as error:
-                if os.environ.get(RAISE):
-                    raise
-                reason = f"its hook {hook} raised {type(error).__name__}: {error}"
-                self.failures.append(Failure(self.origins[plugin], reason))
+        for origin in self.origins:
+            if self.implements(origin, hook):
+                self.call(origin, hook, **arguments)
 
-    def add(self, entry_point: metadata.EntryPoint) -> None:
-        """Load one plugin whole or not at all; a failure is recorded with its distribution's name."""
-        origin = Origin(entry_point.name, entry_point.dist)
+    def call(self, origin: Origin, hook: str, **arguments: Any) -> None:
+        """Call one plugin's hook; what it raises is recorded under its name."""
         try:
-            plugin = entry_point.load()
-            self.manager.register(plugin, name=origin.plugin)
-            self.manager.check_pending()
-            claimed = self._claims(origin)
+            self._only(hook, origin)(**arguments)
         except Exception as error:
             if os.environ.get(RAISE):
                 raise
-            if self.manager.has_plugin(origin.plugin):
-                self.manager.unregister(name=origin.plugin)
-            reason = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
-            self.failures.append(Failure(origin, reason))
+            self.blame(origin, f"its hook {hook} raised {type(error).__name__}: {error}")
+
+    def blame(self, origin: Origin, reason: str) -> None:
+        """Record what is wrong with a plugin, once."""
+        failure = Failure(origin, reason)
+        if failure not in self.failures:
+            self.failures.append(failure)
+
+    def implements(self, origin: Origin, hook: str) -> bool:
+        """Whether a plugin implements a hook."""
+        return origin.key in {impl.plugin_name for impl in getattr(self.manager.hook, hook).get_hookimpls()}
+
+    def add(self, entry_point: metadata.EntryPoint) -> None:
+        """Load one plugin whole or not at all; a failure is recorded with its distribution's name."""
+        origin = Origin(entry_point.name, entry_point.value, entry_point.dist)
+        try:
+            self.manager.register(entry_point.load(), name=origin.key)
+            self.manager.check_pending()
+            claimed = self._claims(origin)
+        except (Exception, SystemExit) as error:
+            if os.environ.get(RAISE):
+                raise
+            if self.manager.has_plugin(origin.key):
+                self.manager.unregister(name=origin.key)
+            self.blame(origin, str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}")
         else:
-            self.origins[origin.plugin] = origin
+            self.origins.append(origin)
             self.entries.extend(claimed)
 
     def _claims(self, origin: Origin) -> list[Entry]:
         claimed: list[Entry] = []
         for kind in KINDS:
-            if origin.plugin in self._implementers(f"register_{kind}"):
-                self._only(f"register_{kind}", origin.plugin)(register=self._register(claimed, kind, origin))
-        if not claimed and not any(origin.plugin in self._implementers(hook) for hook in OTHER_HOOKS):
+            if self.implements(origin, f"register_{kind}"):
+                self._only(f"register_{kind}", origin)(register=self._register(claimed, kind, origin))
+        if not claimed and not any(self.implements(origin, hook) for hook in OTHER_HOOKS):
             raise PluginError("it implements no hook, or registers nothing with the hooks it implements")
         return claimed
 
@@ -146,12 +173,9 @@ class Registry:
 
         return register
 
-    def _implementers(self, hook: str) -> list[str]:
-        return [impl.plugin_name for impl in getattr(self.manager.hook, hook).get_hookimpls()]
-
-    def _only(self, hook: str, plugin: str) -> pluggy.HookCaller:
+    def _only(self, hook: str, origin: Origin) -> pluggy.HookCaller:
         # one raising implementation would abort the others, so each plugin is called by itself
-        others = [p for name, p in self.manager.list_name_plugin() if name != plugin and p is not None]
+        others = [p for name, p in self.manager.list_name_plugin() if name != origin.key and p is not None]
         return self.manager.subset_hook_caller(hook, remove_plugins=others)
 
 

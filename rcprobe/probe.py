@@ -84,7 +84,7 @@ class Probe:
 def resolve_metrics(metrics: Sequence[str | Metric] | None) -> list[Metric]:
     """Names → metrics, every registered one for None. Raises ``UnknownNameError``."""
     chosen = registry().names("metrics") if metrics is None else metrics
-    return [registry().get("metrics", metric) if isinstance(metric, str) else metric for metric in chosen]
+    return [registry().checked("metrics", metric, Metric) if isinstance(metric, str) else metric for metric in chosen]
 
 
 def one_per_distance(pairs: Sequence[QueryPair]) -> list[QueryPair]:

@@ -124,4 +124,13 @@ def _unknown(tokenizer: Any, ids: tuple[int, ...], positions: tuple[int, ...]) -
 
 
 def _answers(tokenizer: Any, answers: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(tokenizer(answer, add_special_tokens=False)["input_ids"]) for answer in answers)
+    found = (token_ids(tokenizer, answer) for answer in answers)
+    return tuple(ids for ids in found if ids is not None)
+
+
+def token_ids(tokenizer: Any, text: str) -> tuple[int, ...] | None:
+    """The tokens of a text without special ones; None where the tokenizer can't read it."""
+    try:
+        return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+    except Exception:  # noqa: BLE001 - tokenizers raises bare Exception for a token it doesn't know
+        return None

@@ -1,4 +1,4 @@
-"""Shapes are checked while tests run: jaxtyping's annotations are enforced in the whole package."""
+"""Shapes are checked while tests run: jaxtyping's annotations are enforced wherever tensors are."""
 
 import os
 
@@ -7,4 +7,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from jaxtyping import install_import_hook
 
-install_import_hook(["rcprobe", "rcprobe_plugins"], "beartype.beartype")
+# not the models: a wrapped forward hides the source that nnsight reads
+TENSORS = ["rcprobe.probing", "rcprobe.training", "rcprobe.encoding", "rcprobe_plugins.encodings"]
+
+install_import_hook(TENSORS, "beartype.beartype")

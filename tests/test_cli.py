@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from unittest.mock import patch
@@ -351,17 +352,21 @@ def test_plugins_show_describes_a_name(name):
 # --- stopping ---
 
 WATCHED = """
-import sys
+import sys, types
+from importlib import metadata
 import rcprobe
 from rcprobe.cli import main
 from rcprobe.plugins import registry
 
-class Watch:
-    @rcprobe.hookimpl
-    def step_finished(self, step):
-        print("probed", file=sys.stderr, flush=True)
+watch = types.ModuleType("watch")
 
-registry().manager.register(Watch(), name="watch")
+@rcprobe.hookimpl
+def step_finished(step):
+    print("probed", file=sys.stderr, flush=True)
+
+watch.step_finished = step_finished
+sys.modules["watch"] = watch
+registry().add(metadata.EntryPoint("watch", "watch", "rcprobe"))
 sys.argv = ["rcprobe", *"run radd letters --limit 1 --option width=8 --steps 1000000".split()]
 main()
 """
@@ -371,11 +376,14 @@ def test_ctrl_c_ends_a_run_at_once_and_without_a_traceback():
     running = subprocess.Popen(
         [sys.executable, "-c", WATCHED], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
+    overdue = threading.Timer(120, running.kill)
+    overdue.start()
     try:
         assert running.stderr.readline() == "probed\n"  # training starts now
         running.send_signal(signal.SIGINT)
         out, err = running.communicate(timeout=60)
     finally:
+        overdue.cancel()
         running.kill()
         running.wait()
     assert running.returncode == 130

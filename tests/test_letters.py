@@ -33,9 +33,9 @@ def test_every_placement_and_its_mirror_image():
         assert all(len(text) == 10 and text.index(fact.a) < text.index(fact.b) for text in forward)
 
 
-def test_readings_are_the_case_of_the_target_first_then_all_letters():
+def test_readings_are_all_letters_first_then_the_case_of_the_target():
     readings = letters(4).readings
-    assert list(readings) == ["26 letters", "52 letters"]
+    assert list(readings) == ["52 letters", "26 letters"]
     assert readings["26 letters"] == (tuple(ascii_lowercase), tuple(ascii_uppercase))
     assert readings["52 letters"] == (tuple(ascii_lowercase + ascii_uppercase),)
 

@@ -56,7 +56,7 @@ def python(tmp_path_factory):
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
         command = [sys.executable, *arguments]
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=site)
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == 0, done.stderr[-800:]
         return done
 
     return run

@@ -10,6 +10,7 @@ from torch import Tensor
 from rcprobe.errors import DataError
 from rcprobe.loaded import LoadedModel
 from rcprobe.probing.batch import Batch
+from rcprobe.queries import token_ids
 
 FULL = "full vocabulary"
 
@@ -38,7 +39,9 @@ def readings(m: LoadedModel, candidates: Mapping[str, Sequence[Sequence[str]]]) 
         table = torch.zeros(len(groups), m.vocabulary, dtype=torch.bool)
         for g, answers in enumerate(groups):
             for answer in answers:
-                ids = m.tokenizer(answer, add_special_tokens=False)["input_ids"]
+                ids = token_ids(m.tokenizer, answer)
+                if ids is None:
+                    continue  # what the model has no token for can't compete
                 if len(ids) != 1:
                     raise DataError(f"reading {name!r}: candidate {answer!r} has {len(ids)} tokens; it needs one")
                 table[g, ids[0]] = True

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rcprobe.errors import CaptureError
 from rcprobe.loaded import LoadedModel, evaluating
 from rcprobe.probing.batch import Batch
 from rcprobe.probing.captured import (
@@ -93,4 +94,10 @@ def _source(module: type[nn.Module]) -> str:
 
 def _last_call(names: Sequence[str]) -> str:
     # the number nnsight appends changed between its versions; the call itself comes after the look-up of that name
-    return [name for name in names if name.startswith(CALL)][-1]
+    calls = [name for name in names if name.startswith(CALL)]
+    if not calls:
+        raise CaptureError(
+            "nnsight can't see the attention call inside a forward that is wrapped (a type checker's or another "
+            "decorator); load the model without it"
+        )
+    return calls[-1]

@@ -106,7 +106,7 @@ def _forward_readings(
     rows = torch.tensor([[wanted[seen.pairs[i].forward], wanted[seen.pairs[i].reverse]] for i in asked])
     size = len(seen.pairs)
 
-    def spread(values: Tensor, fill: float = torch.nan) -> Tensor:
+    def spread(values: Tensor, fill: float | bool = torch.nan) -> Tensor:
         out = torch.full((size, 2, *values.shape[1:]), fill, dtype=values.dtype)
         out[asked] = values[rows]
         return out

@@ -92,7 +92,7 @@ class _Batch:
     ) -> None:
         self.m, self.pairs, self.plan, self.named, self.parts = m, pairs, plan, named, parts
 
-    def table(self, controls: Assignment) -> Float[Tensor, "n 3+2K P"]:
+    def table(self, controls: Assignment) -> Float[Tensor, "n C P"]:
         """Columns ⟨f, r⟩, ‖f‖², ‖r‖², then ⟨f, c⟩, ‖c‖² for each control c."""
         forward = self._factors([pair.forward for pair in self.pairs], [])[0]
         reverse = [pair.reverse for pair in self.pairs]

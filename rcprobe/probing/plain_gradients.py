@@ -26,7 +26,7 @@ def query_gradients(m: LoadedModel, query: Query, parameters: Sequence[nn.Parame
 
 def plain_products(
     m: LoadedModel, pairs: Sequence[QueryPair], controls: Assignment, parts: Sequence[Part]
-) -> Float[Tensor, "B 3+2K P"]:
+) -> Float[Tensor, "B C P"]:
     """Columns ⟨f, r⟩, ‖f‖², ‖r‖², then ⟨f, c⟩, ‖c‖² for each control c, of pairs over parts."""
     parameters = dict(m.model.named_parameters())
     names = list(dict.fromkeys(part.parameter for part in parts))

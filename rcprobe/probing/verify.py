@@ -158,12 +158,13 @@ def _eager(model: nn.Module) -> Iterator[None]:
 
 
 def _score_queries(m: LoadedModel) -> list[Query]:
-    """Two random prompts of unlike length, each with one cell left and one right of its row where it may look."""
+    """Random prompts of unlike length, with cells left of their row, and right of it where it may look."""
     queries: list[Query] = []
     for prompt in _prompts(m, 2).tolist():
-        for row, evidence in ((LENGTH - 4, 1), (1, LENGTH - 4)):
+        last = len(prompt) - 2
+        for row, evidence in ((last, 0), (0, last)):
             if m.adapter.attention == "full" or evidence < row:
-                ids = tuple(prompt[: LENGTH - len(queries) % 2])
+                ids = tuple(prompt[: len(prompt) - len(queries) % 2])
                 queries.append(Query("forward", "", "", "", ids, (ids[0],), (row,), (evidence,)))
     return queries
 

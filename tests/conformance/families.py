@@ -1,8 +1,4 @@
-"""Tiny random models of many families, each with weights in which a mistake would show.
-
-``PER_QUERY_PARAMETERS`` of a family names, by regular expression, the parameters that no rule factors and why:
-a parameter that stops being covered, or starts to be, fails the test.
-"""
+"""Tiny random models of many families, each with weights in which a mistake would show."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,6 +8,7 @@ from typing import Any
 import torch
 import transformers
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedTokenizerFast
 
 from rcprobe.adapter import Adapter
@@ -25,28 +22,29 @@ PAD, MASK = 0, len(TOKENS) - 1
 WIDTH, HEADS, KEY_HEADS, DEPTH, INNER, VOCABULARY = 32, 4, 2, 2, 48, len(TOKENS)
 
 LONG = ("{a} begat {b}.", "{b} is of {a}.")
-# three facts of one stratum, so that controls find partners, and others of unlike length
+# three facts of one stratum, so that controls find partners, and one of other lengths, so that batches are padded
 FACTS = (
     Fact("ab", "CDE", *LONG),
     Fact("fg", "HIJ", *LONG),
-    Fact("kl", "MNO", *LONG),
     Fact("p", "QR", "{a}, {b}", "of {b} {a}, it is"),
-    Fact("stu", "V", *LONG),
+    Fact("kl", "MNO", *LONG),
 )
 
-PARAMETER = "a parameter used without a call of its module's own rule: "
-EXPERTS = PARAMETER + "experts and router are tensors, not modules"
-RECURRENCE = PARAMETER + "decay and time step of the recurrence"
-CONVOLUTION = "a convolution: no rule"
+# why a parameter has no rule
+DIRECT = "its module's code uses the tensor itself, by no module's call"
+CONVOLUTION = "a convolution has no rule"
+ELSEWHERE = "the ids that are looked up aren't the module's first argument"
+SHARED = "computed once for all prompts: a prompt's share of the gradient can't be told at the module"
+UNUSED = "the model holds it and never uses it: its gradient is zero"
 
 
 @dataclass(frozen=True)
 class Family:
     """How to build a family.
 
-    ``scores`` is false where attention isn't called through transformers' interface; ``softmax`` is the dtype that
-    eager attention takes its softmax in whatever the model's is. ``per_query`` maps patterns of parameters that
-    fall back to a backward pass a query to the reason.
+    ``scores`` is false where attention isn't called through transformers' interface. ``per_query`` maps patterns of
+    the parameters that take a backward pass a query to the reason, ``untied_per_query`` those that do so only where
+    the embeddings are untied: a parameter that stops being covered, or starts to be, fails the test.
     """
 
     model: Any
@@ -56,9 +54,9 @@ class Family:
     attention: str = ""
     ties: tuple[bool, ...] = (False, True)
     scores: bool = True
-    softmax: torch.dtype | None = torch.float32
     implementation: str = "sdpa"
     per_query: Mapping[str, str] = field(default_factory=dict)
+    untied_per_query: Mapping[str, str] = field(default_factory=dict)
     mask_in_softmax: bool = True
 
     @property
@@ -115,7 +113,7 @@ FAMILIES: dict[str, Family] = {
             "linear_num_value_heads": 4,
         },
         attention="hybrid",
-        per_query={r"linear_attn\.(dt_bias|A_log)$": RECURRENCE, r"linear_attn\.conv1d\.weight$": CONVOLUTION},
+        per_query={r"linear_attn\.(dt_bias|A_log)$": DIRECT, r"linear_attn\.conv1d\.weight$": CONVOLUTION},
     ),
     "gemma2": Family(
         transformers.Gemma2ForCausalLM,
@@ -130,7 +128,6 @@ FAMILIES: dict[str, Family] = {
         transformers.GPT2LMHeadModel,
         transformers.GPT2Config,
         {"n_embd": WIDTH, "n_layer": DEPTH, "n_head": HEADS, "n_positions": 64},
-        softmax=None,
     ),
     "gpt-neox": Family(transformers.GPTNeoXForCausalLM, transformers.GPTNeoXConfig, BERT_LIKE),
     "opt": Family(
@@ -144,6 +141,7 @@ FAMILIES: dict[str, Family] = {
             "max_position_embeddings": 64,
             "word_embed_proj_dim": WIDTH,
         },
+        per_query={r"embed_positions\.weight$": ELSEWHERE},
     ),
     "bloom": Family(
         transformers.BloomForCausalLM,
@@ -157,13 +155,12 @@ FAMILIES: dict[str, Family] = {
         {"d_model": WIDTH, "n_layers": DEPTH, "n_heads": HEADS, "max_seq_len": 64},
         scores=False,
     ),
-    "bert": Family(transformers.BertForMaskedLM, transformers.BertConfig, BERT_LIKE, objective="masked", softmax=None),
+    "bert": Family(transformers.BertForMaskedLM, transformers.BertConfig, BERT_LIKE, objective="masked"),
     "distilbert": Family(
         transformers.DistilBertForMaskedLM,
         transformers.DistilBertConfig,
         {"dim": WIDTH, "hidden_dim": INNER, "n_layers": DEPTH, "n_heads": HEADS, "max_position_embeddings": 64},
         objective="masked",
-        softmax=None,
     ),
     "modernbert": Family(
         transformers.ModernBertForMaskedLM,
@@ -177,6 +174,8 @@ FAMILIES: dict[str, Family] = {
         {**BERT_LIKE, "relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_biased_input": False},
         objective="masked",
         scores=False,
+        per_query={r"pos_(key|query)_proj\.(weight|bias)$|rel_embeddings\.weight$": SHARED},
+        untied_per_query={r"^cls\.predictions\.bias$": UNUSED},
     ),
     "deberta-v2 new head": Family(
         transformers.DebertaV2ForMaskedLM,
@@ -185,12 +184,13 @@ FAMILIES: dict[str, Family] = {
         objective="masked",
         scores=False,
         ties=(True,),
+        per_query={r"word_embeddings\.weight$|lm_head\.bias$": DIRECT},
     ),
     "mixtral": Family(
         transformers.MixtralForCausalLM,
         transformers.MixtralConfig,
         {**LLAMA_LIKE, "num_local_experts": 3, "num_experts_per_tok": 2},
-        per_query={r"mlp\.experts\.(gate_up|down)_proj$|mlp\.gate\.weight$": EXPERTS},
+        per_query={r"mlp\.experts\.(gate_up|down)_proj$|mlp\.gate\.weight$": DIRECT},
     ),
     "radd": Family(
         RaddForMaskedLM,
@@ -198,13 +198,26 @@ FAMILIES: dict[str, Family] = {
         {"width": WIDTH, "heads": HEADS, "depth": DEPTH},
         objective="masked",
         ties=(False,),
-        softmax=None,
         mask_in_softmax=False,
     ),
 }
 
 CASES = [(name, tied) for name, family in FAMILIES.items() for tied in family.ties]
 IDS = [f"{name}-{'tied' if tied else 'untied'}" for name, tied in CASES]
+
+
+class InDouble(TorchFunctionMode):
+    """Inside, a float64 model computes in float64 throughout: norms, softmax and angles that ask for float32 too."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.Tensor.float:
+            return args[0].double()
+        kwargs = {name: self.raised(value) for name, value in (kwargs or {}).items()}
+        return function(*(self.raised(value) for value in args), **kwargs)
+
+    @staticmethod
+    def raised(value: Any) -> Any:
+        return torch.float64 if value is torch.float32 else value
 
 
 @cache
@@ -232,4 +245,6 @@ def build(name: str, tied: bool, dtype: torch.dtype = torch.float64) -> LoadedMo
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter += 0.15 * torch.randn_like(parameter)
+    if hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("eager")  # the grouped product knows no float64
     return LoadedModel(model.to(dtype).eval(), family.adapter(), tokenizer(), name)

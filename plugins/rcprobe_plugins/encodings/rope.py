@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rcprobe.encoding import Encoding
-from rcprobe.errors import AdapterError
+from rcprobe.errors import OptionError
 
 BASE = 10_000
 
@@ -20,7 +20,7 @@ class Rope(Encoding):
     def __init__(self, width: int, heads: int, max_length: int) -> None:
         super().__init__(width, heads, max_length)
         if (width // heads) % 2:
-            raise AdapterError(
+            raise OptionError(
                 f"rope turns pairs of components, so the head width must be even; it is {width // heads} "
                 f"(width {width} over {heads} heads)"
             )

@@ -17,7 +17,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from rcprobe.adapter import Adapter, Options, OvCircuit, unknown_options
 from rcprobe.encoding import Encoding
-from rcprobe.errors import AdapterError
+from rcprobe.errors import AdapterError, OptionError
 from rcprobe.plugins import registry
 from rcprobe_plugins.datasets.characters import character_tokenizer, vocabulary
 from rcprobe_plugins.datasets.letters import ALPHABET
@@ -74,7 +74,7 @@ class TinyConfig(PreTrainedConfig):
     def __post_init__(self, **others: Any) -> None:
         super().__post_init__(**others)
         if self.width % self.heads:
-            raise AdapterError(f"width {self.width} can't be split over {self.heads} heads")
+            raise OptionError(f"width {self.width} can't be split over {self.heads} heads")
 
 
 class Attention(nn.Module):
@@ -281,5 +281,5 @@ def fill(family: str, options: Options, defaults: Mapping[str, Any]) -> dict[str
                 float: "a number from 0 to below 1",
                 bool: "true or false",
             }
-            raise AdapterError(f"{family}: option {name} must be {wanted.get(kind, 'text')}; got {value!r}")
+            raise OptionError(f"{family}: option {name} must be {wanted.get(kind, 'text')}; got {value!r}")
     return {**defaults, **options}

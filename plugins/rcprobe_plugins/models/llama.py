@@ -7,7 +7,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rcprobe.adapter import Adapter, Options, OvCircuit
-from rcprobe.errors import AdapterError
+from rcprobe.errors import OptionError
 from rcprobe_plugins.datasets.characters import character_tokenizer, vocabulary
 from rcprobe_plugins.datasets.letters import ALPHABET
 from rcprobe_plugins.models.blocks import fill
@@ -71,7 +71,7 @@ class Llama(Adapter):
         sizes = cls._filled(options)
         heads, width = sizes["num_attention_heads"], sizes["hidden_size"]
         if width % (2 * heads) or heads % sizes["num_key_value_heads"]:
-            raise AdapterError(
+            raise OptionError(
                 f"llama: {heads} heads and {sizes['num_key_value_heads']} key/value heads don't fit "
                 f"hidden_size {width}: the head width must be even, and key/value heads must divide the heads"
             )
