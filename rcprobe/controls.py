@@ -109,4 +109,4 @@ def other_targets(pairs: Sequence[QueryPair]) -> list[tuple[tuple[int, ...], ...
 
 
 def _words(query: Query) -> set[str]:
-    return {*query.target.casefold().split(), *query.evidence.casefold().split()}
+    return {word for text in (query.target, query.evidence, *query.other_texts) for word in text.casefold().split()}

@@ -29,12 +29,12 @@ class Fact:
     b: str
     forward: str | tuple[str, ...]
     reverse: str | tuple[str, ...]
-    a_answers: tuple[str, ...] = ()
-    b_answers: tuple[str, ...] = ()
+    a_answers: str | tuple[str, ...] = ()
+    b_answers: str | tuple[str, ...] = ()
     trained: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("forward", "reverse"):
+        for name in ("forward", "reverse", "a_answers", "b_answers"):
             value = getattr(self, name)
             object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
         if not self.a.strip() or not self.b.strip():
@@ -82,8 +82,8 @@ class Query:
 
     ``input_ids`` holds masks (masked objective) or the left context with the target's tokens but the last forced
     (causal). ``rows`` are the positions whose logits predict ``target_ids``, one each; ``evidence_positions`` are
-    those of the evidence's tokens. A query that can't be asked carries the reason in ``unsupported`` and no
-    positions. ``attendable`` is false when the model's attention can't reach the evidence from the row.
+    those of the evidence's tokens. ``other_texts`` are other right answers, ``other_answers`` their tokens in the
+    target's place. A query that can't be asked carries the reason in ``unsupported`` and no positions.
     """
 
     direction: Direction
@@ -95,6 +95,7 @@ class Query:
     rows: tuple[int, ...] = ()
     evidence_positions: tuple[int, ...] = ()
     unsupported: str | None = None
+    other_texts: tuple[str, ...] = ()
     other_answers: tuple[tuple[int, ...], ...] = ()
 
     @property

@@ -62,14 +62,10 @@ def _query(m: LoadedModel, fact: Fact, template: int, direction: Direction, *, a
         reason = f"it has {len(ids)} tokens, the model holds {m.max_length}"
     if reason is not None:
         return replace(empty, unsupported=reason)
-    answers = fact.a_answers if asks_a else fact.b_answers
-    return _place(
-        m,
-        replace(empty, other_answers=_answers(m.tokenizer, answers)),
-        ids,
-        target_positions,
-        evidence_positions,
-    )
+    texts = tuple(fact.a_answers if asks_a else fact.b_answers)
+    answers = _answers(m, fact, template, direction, asks_a=asks_a, texts=texts)
+    located = replace(empty, other_texts=texts, other_answers=answers)
+    return _place(m, located, ids, target_positions, evidence_positions)
 
 
 def _place(
@@ -123,9 +119,17 @@ def _unknown(tokenizer: Any, ids: tuple[int, ...], positions: tuple[int, ...]) -
     return None
 
 
-def _answers(tokenizer: Any, answers: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-    found = (token_ids(tokenizer, answer) for answer in answers)
-    return tuple(ids for ids in found if ids is not None)
+def _answers(
+    m: LoadedModel, fact: Fact, template: int, direction: Direction, *, asks_a: bool, texts: tuple[str, ...]
+) -> tuple[tuple[int, ...], ...]:
+    """The tokens of other right answers as they are cut in the target's place."""
+    found = []
+    for text in texts:
+        other = replace(fact, a=text, a_answers=()) if asks_a else replace(fact, b=text, b_answers=())
+        query = _query(m, other, template, direction, asks_a=asks_a)
+        if query.unsupported is None:
+            found.append(query.target_ids)
+    return tuple(found)
 
 
 def token_ids(tokenizer: Any, text: str) -> tuple[int, ...] | None:

@@ -67,7 +67,7 @@ def python(*arguments, **options):
 
 def commands():
     """Every command's path and its parser, those of plugins among them."""
-    registry().notify("register_commands", cli=cli.cli)
+    call("--help")  # plugins add theirs when the command line starts
 
     def walk(group, path):
         for name, command in group.commands.items():
@@ -328,6 +328,13 @@ def test_plugins_list_shows_every_name():
         assert entry.name in done.out
 
 
+def test_starting_twice_in_one_process_blames_nobody():
+    before = call("plugins", "list")
+    again = call("plugins", "list")
+    assert (again.out, again.err) == (before.out, before.err)
+    assert "demo" not in again.err
+
+
 def test_plugins_list_as_json():
     found = strict(call("plugins", "list", "--json").out)
     assert set(found) == {"entries", "failures"}
@@ -373,19 +380,17 @@ main()
 
 
 def test_ctrl_c_ends_a_run_at_once_and_without_a_traceback():
-    running = subprocess.Popen(
-        [sys.executable, "-c", WATCHED], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    overdue = threading.Timer(120, running.kill)
-    overdue.start()
-    try:
-        assert running.stderr.readline() == "probed\n"  # training starts now
-        running.send_signal(signal.SIGINT)
-        out, err = running.communicate(timeout=60)
-    finally:
-        overdue.cancel()
-        running.kill()
-        running.wait()
+    command = [sys.executable, "-c", WATCHED]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        overdue = threading.Timer(120, running.kill)
+        overdue.start()
+        try:
+            assert running.stderr.readline() == "probed\n"  # training starts now
+            running.send_signal(signal.SIGINT)
+            out, err = running.communicate(timeout=60)
+        finally:
+            overdue.cancel()
+            running.kill()
     assert running.returncode == 130
     assert out == ""
     assert "Traceback" not in err

@@ -98,11 +98,8 @@ def measured(model, family, head, heads):
     return length * scaled_logits(model, ids, row=2).T  # the last row sees every token, in a causal model too
 
 
-CASES = [
-    (Radd, {"depth": 1, "encoding": "rope"}, 2),
-    (Gpt2Mini, {"depth": 1, "encoding": "rope"}, 2),
-    (Llama, LLAMA, 4),
-]
+ONE_LAYER = {"depth": 1, "encoding": "rope"}
+CASES = [(Radd, ONE_LAYER, 2), (Gpt2Mini, ONE_LAYER, 2), (Llama, LLAMA, 4)]
 
 
 @pytest.mark.parametrize(("family", "options", "heads"), CASES)

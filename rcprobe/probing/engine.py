@@ -263,8 +263,8 @@ def _storage_readings(m: LoadedModel, seen: Observation) -> Observation:
     own = torch.full(shape, torch.nan, dtype=torch.float64)
     mismatched = own.clone()
     right: dict[int, set[int]] = {}
-    for a, b in cells.values():
-        right.setdefault(b, set()).add(a)
+    for i, (a, b) in cells.items():
+        right.setdefault(b, set()).update({a, *(ids[0] for ids in seen.pairs[i].reverse.other_answers)})
     for i, (a, b) in cells.items():
         column = table[..., evidence.index(b)]
         own[i] = column[..., answers.index(a)]

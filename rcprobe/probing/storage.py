@@ -20,8 +20,9 @@ def storage(
     evidence). ``answers`` and ``evidence`` are token ids.
     """
     embedding, head = _weight(model, circuit.embedding), _weight(model, circuit.head)
-    gain = _weight(model, circuit.final_norm)
-    unembed = (head - head.mean(dim=0))[list(answers)] * gain
+    unembed = (head - head.mean(dim=0))[list(answers)] * _weight(model, circuit.final_norm)
+    if isinstance(model.get_submodule(circuit.final_norm), nn.LayerNorm):
+        unembed = unembed - unembed.mean(dim=1, keepdim=True)  # a LayerNorm also takes the mean out of what it reads
     layers = list(model.get_submodule(circuit.layers).children())
     heads = int(model.config.num_attention_heads)  # type: ignore[union-attr, arg-type]
     return torch.stack([_layer(circuit, layer, embedding, unembed, list(evidence), heads) for layer in layers])
