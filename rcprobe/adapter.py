@@ -91,7 +91,10 @@ class Adapter:
         return int(token)
 
     def identities(self, model: nn.Module) -> Mapping[str, str]:
-        """Signatures that hold by construction, whatever was learned: name → why. They are labelled, not judged."""
+        """Signatures that hold by construction, whatever was learned: metric → why. They are labelled, not judged.
+
+        It is the metric's first pairing that is meant.
+        """
         return {}
 
     def logits(self, logits: Tensor, mask_id: int | None) -> Tensor:

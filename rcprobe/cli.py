@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -150,6 +151,7 @@ def main() -> None:
     sys.exit(code)
 
 
+@cache
 def _add_plugin_commands() -> None:
     """Let each plugin add commands under names that are free."""
     names = registry()

@@ -126,7 +126,7 @@ class QueryPair:
         """Why this pair can't be asked, or None."""
         for query in (self.forward, self.reverse):
             if query.unsupported:
-                return f"{query.direction}: {query.unsupported}"
+                return f"{query.direction} query, {query.unsupported}"
         return None
 
     @property

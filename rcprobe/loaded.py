@@ -1,6 +1,7 @@
 """A model ready to be probed."""
 
 import hashlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -74,7 +75,10 @@ class LoadedModel:
         """The model in nnsight's wrapper."""
         from nnsight import NNsight
 
-        return NNsight(self.model)
+        with warnings.catch_warnings():
+            # submodules called output or input; they are found by path here, never by attribute
+            warnings.filterwarnings("ignore", message=".*which nnsight already serves.*")
+            return NNsight(self.model)
 
     def fingerprint(self) -> str:
         """SHA-256 over every parameter's name, shape, dtype and bytes."""

@@ -73,7 +73,7 @@ class Probe:
     def _why_not(self, metric: Metric, seen: Observation) -> str | None:
         if len(seen.excluded) == len(seen.pairs):
             reason, count = Counter(seen.excluded.values()).most_common(1)[0]
-            return f"none of {len(seen.pairs)} pairs could be asked; {count}: {reason}"
+            return f"none of {len(seen.pairs)} pairs could be asked ({count}: {reason})"
         if "storage" in metric.reads and self.m.adapter.ov_circuit is None:
             return f"adapter {self.m.adapter.name!r} declares no ov_circuit"
         if "scores" in metric.reads and seen.scores is not None and seen.scores.shape[2] == 0:
@@ -93,7 +93,7 @@ def one_per_distance(pairs: Sequence[QueryPair]) -> list[QueryPair]:
     for pair in pairs:
         if pair.unsupported is None:
             by_distance[pair.fact, *pair.distances].append(pair)
-    return [group[len(group) // 2] for group in by_distance.values()] or list(pairs[:1])
+    return [group[len(group) // 2] for group in by_distance.values()] or list(pairs)
 
 
 def _accuracy(seen: Observation) -> Mapping[str, tuple[float, float]]:

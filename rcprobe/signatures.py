@@ -94,8 +94,8 @@ def judge_all(
         verdict: Verdict
         if name in skipped:
             verdict, why = "undefined", skipped[name]
-        elif metric.name in identities:
-            verdict, why = "identity", identities[metric.name]
+        elif name in identities:
+            verdict, why = "identity", identities[name]
         elif not_trained:
             verdict, why = "not trained", not_trained
         else:

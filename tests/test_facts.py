@@ -123,8 +123,8 @@ def test_a_stratum_is_template_counts_distances_and_lengths():
 def test_a_pair_is_unsupported_if_either_query_is():
     assert pair().unsupported is None
     broken = query("reverse", unsupported="too long")
-    assert pair(reverse=broken).unsupported == "reverse: too long"
-    assert pair(query(unsupported="cut"), broken).unsupported == "forward: cut"
+    assert pair(reverse=broken).unsupported == "reverse query, too long"
+    assert pair(query(unsupported="cut"), broken).unsupported == "forward query, cut"
 
 
 # --- datasets ---

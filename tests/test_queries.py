@@ -144,7 +144,7 @@ def test_a_causal_model_is_asked_by_its_left_context():
 
 def test_a_causal_model_cannot_look_ahead():
     pair = one(characters(Causal), Fact("a", "B", "0{a}0{b}", "{b}0{a}"))
-    assert pair.unsupported == "forward: a causal model can't see evidence that stands after its target"
+    assert pair.unsupported == "forward query, a causal model can't see evidence that stands after its target"
     assert (pair.forward.input_ids, pair.forward.rows, pair.forward.evidence_positions) == ((), (), ())
     assert pair.forward.text == "0a0B"
     assert pair.reverse.unsupported is None
@@ -277,7 +277,7 @@ def test_a_token_that_crosses_the_border_of_an_entity():
     m = using(words("Ann's child is Bob."))
     pair = one(m, Fact("Ann", "Bob", "{a}'s child is {b}.", "{b}. {a}"))
     assert pair.forward.unsupported == "the token \"Ann's\" crosses the border of the target 'Ann'"
-    assert pair.unsupported == "forward: " + pair.forward.unsupported
+    assert pair.unsupported == "forward query, " + pair.forward.unsupported
     swapped = one(m, Fact("child", "Bob", "{a} is {b}.", "{b} is {a}"), "swapped")
     assert swapped.forward.unsupported == "the token 'Bob.' crosses the border of the target 'Bob'"
     evidence = one(m, Fact("child", "Bob", "{a} is {b}.", "{b} is {a}"))

@@ -41,15 +41,16 @@ def capture(
 
     wrapper = m.wrapped
     paths = attention_paths(m.model) if scores else ()
-    head = wrapper.get(head_path(m.model))
-    tapped = [wrapper.get(path) for path in taps]
+    envoys = _envoys(wrapper)
+    head = envoys[head_path(m.model)]
+    tapped = [envoys[path] for path in taps]
     inputs = model_inputs(m.model, batch, expand_positions)
     with evaluating(m.model), torch.set_grad_enabled(bool(taps)), wrapper.trace(**inputs) as tracer:
         if tapped:
             cache = nnsight.save(tracer.cache(modules=tapped, device=None, detach=False, include_inputs=True))
         cells = nnsight.save([])
         for path in paths:
-            source = wrapper.get(path).source
+            source = envoys[path].source
             args, kwargs = getattr(source, _last_call(source.names)).inputs
             cells.append(read_call(args, kwargs, batch))
         head.input = target_rows(head.input, batch)
@@ -72,6 +73,11 @@ def capture_gradient(m: LoadedModel, batch: Batch, parameters: Sequence[nn.Param
 def attention_paths(model: nn.Module) -> tuple[str, ...]:
     """Dotted names of the modules that end in one attention call, in the order they run."""
     return tuple(path for path, module in model.named_modules() if f"{CALL}(" in _source(type(module)))
+
+
+def _envoys(wrapper: Any) -> dict[str, Any]:
+    """Dotted name → nnsight's handle. By name alone, a submodule called ``output`` or ``input`` would be its value."""
+    return {path.partition(".")[2]: envoy for path, envoy in wrapper.modules(names=True)}
 
 
 def _visits(cache: Any, path: str) -> list[Call]:

@@ -117,7 +117,7 @@ def rule_for(module: nn.Module) -> tuple[str, Rule] | None:
         return "conv1d", conv1d
     if isinstance(module, nn.Embedding):
         return "embedding", embedding
-    if set(shapes) <= {"weight", "bias"} and set(shapes.values()) == {1}:
+    if {"weight"} <= set(shapes) <= {"weight", "bias"} and set(shapes.values()) == {1}:
         return "norm", norm
     return None
 

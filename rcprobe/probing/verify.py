@@ -111,8 +111,9 @@ def _attention(m: LoadedModel) -> Check:
 
 
 def _padding(m: LoadedModel) -> Check:
-    prompts = _prompts(m, 1)
-    padded = torch.cat([prompts, torch.full((1, 3), m.pad_id, device=prompts.device)], dim=1)
+    padded = _prompts(m, 1)
+    padded[:, -3:] = m.pad_id
+    prompts = padded[:, :-3]
     real = torch.ones_like(padded)
     real[:, prompts.shape[1] :] = 0
     plain = _hidden(m, prompts)

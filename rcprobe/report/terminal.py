@@ -32,7 +32,7 @@ def accuracy_table(report: Report) -> Table:
     """Accuracy both ways by pairing and reading: mean, and the range over seeds."""
     table = Table(title="Accuracy (mean, range over seeds)", title_justify="left")
     for column in ("pairing", "answers compared with", "forward", "reverse"):
-        table.add_column(column, justify="right" if column in ("forward", "reverse") else "left")
+        table.add_column(column, justify="right" if column in ("forward", "reverse") else "left", overflow="fold")
     for pairing, readings in report.accuracy.items():
         for reading, seeds in readings.items():
             forward, reverse = ([seed[way] for seed in seeds] for way in (0, 1))
@@ -44,7 +44,7 @@ def signature_table(report: Report) -> Table:
     """One row a condition of each signature."""
     table = Table(title="Signatures (estimate, 95 % interval)", title_justify="left")
     for column in ("signature", "measured", "estimate", "against", "effect", "verdict"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for signature in report.signatures.values():
         title = f"{signature.title}\n({signature.pairing})"
         if not signature.findings:

@@ -1,6 +1,7 @@
 """Tiny random models of many families, each with weights in which a mistake would show."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -8,7 +9,6 @@ from typing import Any
 import torch
 import transformers
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
-from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedTokenizerFast
 
 from rcprobe.adapter import Adapter
@@ -155,7 +155,13 @@ FAMILIES: dict[str, Family] = {
         {"d_model": WIDTH, "n_layers": DEPTH, "n_heads": HEADS, "max_seq_len": 64},
         scores=False,
     ),
-    "bert": Family(transformers.BertForMaskedLM, transformers.BertConfig, BERT_LIKE, objective="masked"),
+    "bert": Family(
+        transformers.BertForMaskedLM,
+        transformers.BertConfig,
+        BERT_LIKE,
+        objective="masked",
+        untied_per_query={r"^cls\.predictions\.bias$": UNUSED},
+    ),
     "distilbert": Family(
         transformers.DistilBertForMaskedLM,
         transformers.DistilBertConfig,
@@ -206,18 +212,16 @@ CASES = [(name, tied) for name, family in FAMILIES.items() for tied in family.ti
 IDS = [f"{name}-{'tied' if tied else 'untied'}" for name, tied in CASES]
 
 
-class InDouble(TorchFunctionMode):
+@contextmanager
+def in_double() -> Iterator[None]:
     """Inside, a float64 model computes in float64 throughout: norms, softmax and angles that ask for float32 too."""
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function is torch.Tensor.float:
-            return args[0].double()
-        kwargs = {name: self.raised(value) for name, value in (kwargs or {}).items()}
-        return function(*(self.raised(value) for value in args), **kwargs)
-
-    @staticmethod
-    def raised(value: Any) -> Any:
-        return torch.float64 if value is torch.float32 else value
+    single = torch.float32
+    torch.float32, torch.Tensor.float = torch.float64, torch.Tensor.double  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        torch.float32 = single  # type: ignore[misc]
+        del torch.Tensor.float  # the base class's shows again
 
 
 @cache
