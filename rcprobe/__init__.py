@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rcprobe.adapter import Adapter, OvCircuit
     from rcprobe.encoding import Encoding
-    from rcprobe.errors import RcprobeError
+    from rcprobe.errors import OptionError, RcprobeError
     from rcprobe.facts import Dataset, Fact, Query, QueryPair
     from rcprobe.hookspecs import hookimpl
     from rcprobe.loaded import LoadedModel
@@ -34,6 +34,7 @@ _HOME = {
     "LoadedModel": "loaded",
     "Metric": "metrics",
     "Observation": "probing.engine",
+    "OptionError": "errors",
     "OvCircuit": "adapter",
     "Probe": "probe",
     "Query": "facts",
@@ -59,6 +60,7 @@ __all__ = [
     "LoadedModel",
     "Metric",
     "Observation",
+    "OptionError",
     "OvCircuit",
     "Probe",
     "Query",

@@ -1,5 +1,6 @@
 """The command line. Nothing heavy is imported until a command needs it."""
 
+import io
 import json
 import sys
 from functools import cache
@@ -54,6 +55,7 @@ def run_command(
         print_json(report.to_dict())
     elif not quiet:
         print_report(report)
+    _tell_failures()
 
 
 @plugins_cli.command("list")
@@ -73,8 +75,7 @@ def plugins_list(as_json: Annotated[bool, typer.Option("--json", help="Print as 
             typer.echo(f"{kind}:")
         for entry in entries:
             typer.echo(f"  {entry.name:<24} {entry.origin.distribution} {entry.origin.version}")
-    for failure in names.failures:
-        typer.echo(f"left out: {failure.origin}: {failure.reason}", err=True)
+    _tell_failures()
 
 
 @plugins_cli.command("show")
@@ -100,6 +101,12 @@ def plugins_show(
         typer.echo(f"{row['name']} ({row['kind'].removesuffix('s')}): {row['description']}")
         typer.echo(f"  from     {row['distribution']} {row['version']}, plugin {row['plugin']!r}")
         typer.echo(f"  defined  {row['target']}")
+
+
+def _tell_failures() -> None:
+    """Say on standard error which plugins, or which of their hooks, were left out."""
+    for failure in registry().failures:
+        typer.echo(f"left out: {failure.origin}: {failure.reason}", err=True)
 
 
 def print_json(value: Any) -> None:
@@ -135,6 +142,9 @@ def _options(pairs: list[str]) -> dict[str, Any]:
 
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 failed, 2 asked wrongly, 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without δ or ─ still gets its report
     try:
         _add_plugin_commands()
         code = cli(standalone_mode=False)
@@ -161,7 +171,7 @@ def _add_plugin_commands() -> None:
         own = typer.Typer()
         names.call(origin, "register_commands", cli=own)
         for command in own.registered_commands:
-            name = command.name or getattr(command.callback, "__name__", "")
+            name = command.name or typer.main.get_command_name(getattr(command.callback, "__name__", ""))
             if name in _taken():
                 names.blame(origin, f"command {name!r} is already taken")
             else:

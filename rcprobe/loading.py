@@ -152,7 +152,9 @@ def _device(name: str) -> torch.device:
     try:
         torch.zeros(1, device=device).item()
     except Exception as error:
-        raise UsageError(f"device {name!r} can't be used on this machine; use --device cpu ({error})") from error
+        raise UsageError(
+            f"device {name!r} can't be used on this machine; use --device cpu ({str(error).splitlines()[0]})"
+        ) from error
     return device
 
 

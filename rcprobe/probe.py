@@ -3,6 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
+from rcprobe.errors import PluginError
 from rcprobe.facts import Dataset, Fact, Pairing, QueryPair
 from rcprobe.loaded import LoadedModel
 from rcprobe.measured import Measured, PairTable, Step
@@ -61,9 +62,13 @@ class Probe:
             for metric in wanted:
                 reason = self._why_not(metric, seen)
                 if reason is None:
-                    columns = metric.measure(seen)
-                    measured.append(Measured(metric.name, pairing, self.seed, step, columns, table))
-                else:
+                    try:
+                        columns = metric.measure(seen)
+                    except Exception as error:  # noqa: BLE001 - a metric's fault must not end a long run
+                        reason = f"it raised {type(error).__name__}: {error}"
+                    else:
+                        measured.append(Measured(metric.name, pairing, self.seed, step, columns, table))
+                if reason is not None:
                     skipped[f"{metric.name} ({pairing})"] = reason
         found = Step(self.seed, step, loss, tuple(measured), accuracy, excluded, skipped)
         self.steps.append(found)
@@ -83,8 +88,20 @@ class Probe:
 
 def resolve_metrics(metrics: Sequence[str | Metric] | None) -> list[Metric]:
     """Names → metrics, every registered one for None. Raises ``UnknownNameError``."""
-    chosen = registry().names("metrics") if metrics is None else metrics
-    return [registry().checked("metrics", metric, Metric) if isinstance(metric, str) else metric for metric in chosen]
+    if metrics is None:
+        return registered_metrics()
+    return [registry().checked("metrics", metric, Metric) if isinstance(metric, str) else metric for metric in metrics]
+
+
+def registered_metrics() -> list[Metric]:
+    """Every registered metric; one that can't be imported is laid at its plugin's door and left out."""
+    found = []
+    for name in registry().names("metrics"):
+        try:
+            found.append(registry().checked("metrics", name, Metric))
+        except PluginError as error:
+            registry().blame(registry().entry("metrics", name).origin, str(error))
+    return found
 
 
 def one_per_distance(pairs: Sequence[QueryPair]) -> list[QueryPair]:

@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import beartype  # noqa: F401 - before torch: imported after it and nnsight, it fails
 from jaxtyping import install_import_hook
 
 # not the models: a wrapped forward hides the source that nnsight reads
