@@ -56,6 +56,9 @@ class Probe:
             if "storage" in reads and self.m.adapter.ov_circuit is None:
                 reads -= {"storage"}
             seen = observe(self.m, pairs, read=reads, batch_size=self.batch_size, candidates=self.dataset.readings)
+            broken = Counter(reason for reason in seen.excluded.values() if "gradient" in reason)
+            if broken:
+                excluded[f"{pairing}, gradients"] = broken
             if not gradients:
                 excluded[pairing] = Counter(seen.excluded.values())
                 accuracy[pairing] = _accuracy(seen)

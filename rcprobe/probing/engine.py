@@ -95,7 +95,7 @@ def _forward_readings(
 ) -> Observation:
     asked = _askable(seen)
     if not asked:
-        return seen
+        return _no_readings(seen, scores, kinds)
     others = other_targets(seen.pairs)
     wanted: dict[Query, int] = {}
     for i in asked:
@@ -128,6 +128,23 @@ def _forward_readings(
             attendable=spread(table.attendable, False),
         )
     return _mark_non_finite(found)
+
+
+def _no_readings(seen: Observation, scores: bool, kinds: Sequence[Reading]) -> Observation:
+    """Where no pair can be asked: rows of NaN, and no layer to speak of."""
+    size = len(seen.pairs)
+    blank = torch.full((size, 2), torch.nan, dtype=torch.float64)
+    cells = torch.empty(size, 2, 0, 0, dtype=torch.float64) if scores else None
+    return replace(
+        seen,
+        log_probs=blank,
+        readings={kind.name: (blank, blank) for kind in kinds},
+        alternatives=blank[:, 0],
+        saturated=torch.zeros(size, 2, dtype=torch.bool),
+        scores=cells,
+        log_weights=cells,
+        attendable=None if cells is None else cells.bool(),
+    )
 
 
 @dataclass(frozen=True)
@@ -218,8 +235,6 @@ def _gradient_readings(
     m: LoadedModel, seen: Observation, controls: int, parameters: Which, batch_size: int
 ) -> Observation:
     asked = [i for i in range(len(seen.pairs)) if i not in seen.excluded]
-    if not asked:
-        return seen
     pairs = [seen.pairs[i] for i in asked]
     products = gradient_products(m, pairs, assign(pairs, controls), parameters=parameters, batch_size=batch_size)
     excluded = dict(seen.excluded)
@@ -235,7 +250,7 @@ def _gradient_readings(
         return out
 
     partner = torch.full((len(seen.pairs), controls), -1)
-    partner[asked] = torch.where(products.partner < 0, -1, torch.tensor(asked)[products.partner])
+    partner[asked] = torch.where(products.partner < 0, -1, torch.tensor(asked, dtype=torch.long)[products.partner])
     spreaded = replace(
         products,
         inner=spread(products.inner),

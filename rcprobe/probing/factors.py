@@ -140,7 +140,7 @@ def embedding(module: nn.Module, call: Call, gradient: Tensor, inputs: Inputs) -
     ids = call.input.reshape(inputs.n, -1)
     with torch.no_grad():
         rows = module.weight[ids].reshape(call.output.shape)
-        scale = (rows * call.output).sum() / (rows * rows).sum()
+        scale = (rows * call.output).nansum() / (rows * rows).nansum()  # one prompt's NaN is no other's
     counts = ids != module.padding_idx if module.padding_idx is not None else torch.ones_like(ids, dtype=torch.bool)
     return {"weight": Outer(((OneHot(ids, counts), _rows(gradient, inputs.n) * scale),))}
 
@@ -184,14 +184,17 @@ def split(factor: Factor, count: int, axis: int) -> list[Factor]:
     return [Outer(tuple(uses)) for uses in parts]
 
 
-def shrink(factor: Factor) -> Factor:
-    """Form a gradient whose entries are fewer than what its factors' products would cost (LoRA's)."""
+def shrink(factor: Factor, length: int) -> Factor:
+    """Form a gradient whose entries are fewer than what its factors' products would cost (LoRA's).
+
+    ``length`` is that of the longest query, so that queries to be compared are treated alike.
+    """
     if isinstance(factor, Formed):
         return factor
     left, right = factor.uses[0]
     if len(factor.uses) > 1 or isinstance(left, OneHot) or isinstance(right, OneHot):
         return factor
-    length, out, width = left.shape[1], left.shape[2], right.shape[2]
+    out, width = left.shape[2], right.shape[2]
     return Formed(factor.formed()) if out * width <= length * (out + width) else factor
 
 

@@ -73,8 +73,10 @@ def gradient_products(
     Raises ``UsageError`` where no parameter takes a gradient, ``AdapterError`` for a parameter in no declared group.
     """
     kinds = controls.kinds
-    with chosen(m.model, parameters) as named:
+    with torch.enable_grad(), chosen(m.model, parameters) as named:
         parts = parameter_parts(m.adapter, [name for name, _ in named])
+        if not pairs:
+            return _nothing(parts, controls)
         plan = cover(m, named, [query for pair in pairs[:1] for query in (pair.forward, pair.reverse)])
         table = torch.full((len(pairs), 3 + 2 * len(kinds), len(parts)), torch.nan, dtype=torch.float64)
         for indices in controls.batches(batch_size):
@@ -84,6 +86,12 @@ def gradient_products(
     return GradientProducts(parts=parts, kinds=kinds, partner=controls.partner, rules=plan.rules, **inner, **control)
 
 
+def _nothing(parts: tuple[Part, ...], controls: Assignment) -> GradientProducts:
+    """The products of no pairs."""
+    flat, cube = torch.empty(0, len(parts)).double(), torch.empty(0, len(controls.kinds), len(parts)).double()
+    return GradientProducts(parts, flat, flat, flat, controls.kinds, controls.partner, cube, cube, {})
+
+
 class _Batch:
     """One batch of pairs: factors of forward, reverse and relabelled reverse queries, and their products."""
 
@@ -91,6 +99,7 @@ class _Batch:
         self, m: LoadedModel, pairs: Sequence[QueryPair], plan: Coverage, named: Named, parts: Sequence[Part]
     ) -> None:
         self.m, self.pairs, self.plan, self.named, self.parts = m, pairs, plan, named, parts
+        self.length = max(len(query.input_ids) for pair in pairs for query in (pair.forward, pair.reverse))
 
     def table(self, controls: Assignment) -> Float[Tensor, "n C P"]:
         """Columns ⟨f, r⟩, ‖f‖², ‖r‖², then ⟨f, c⟩, ‖c‖² for each control c."""
@@ -123,11 +132,11 @@ class _Batch:
 
     def _factors(self, queries: list[Query], rounds: list[list[Query]]) -> list[Factors]:
         """Factors of queries, and of the same prompts with other labels: a backward pass each over one forward pass."""
-        alike = [r for r in rounds if all(a.input_ids == b.input_ids for a, b in zip(queries, r, strict=True))]
-        found = self._trace(queries, alike)
-        if len(alike) < len(rounds):  # a causal model reads the labels it is forced through
-            found += [self._trace(r, [])[0] for r in rounds]
-        return found
+        if all(a.input_ids == b.input_ids for r in rounds for a, b in zip(queries, r, strict=True)):
+            return self._trace(queries, rounds)
+        return [
+            self._trace(each, [])[0] for each in (queries, *rounds)
+        ]  # a causal model reads the labels it is forced through
 
     def _trace(self, queries: list[Query], rounds: list[list[Query]]) -> list[Factors]:
         m, plan, n = self.m, self.plan, len(queries)
@@ -149,7 +158,8 @@ class _Batch:
         whole = {part.parameter: part.count for part in self.parts}
         for name, parameter in self.named:
             factor = factors.get(name, Formed(torch.zeros(len(queries), 1, device=parameter.device)))
-            pieces[name] = [shrink(piece) for piece in split(factor, whole[name], self.plan.output_axis(name))]
+            cut = split(factor, whole[name], self.plan.output_axis(name))
+            pieces[name] = [shrink(piece, self.length) for piece in cut]
         return [pieces[part.parameter][part.index] for part in self.parts]
 
     def _inner(self, x: Factors, y: Factors, index: Tensor | None = None) -> Float[Tensor, "n P"]:
