@@ -84,6 +84,14 @@ def test_no_partner_shares_a_word():
         assert any(met(found, kind))
 
 
+def test_no_partner_is_related_through_others():
+    names = "Ann Bob|Bob Cid|Cid Dan|Eve Fay"
+    facts = family(tuple(pair.split()) for pair in names.split("|"))
+    pairs = [p for p in asked(facts) if p.template == 0]
+    # Ann – Bob and Cid – Dan share no word, but a chain of facts joins them
+    assert [set(own) for own in met(assign(pairs, 9), "other_fact")] == [{3}, {3}, {3}, {0, 1, 2}]
+
+
 def test_no_partner_shares_a_word_with_another_right_answer():
     facts = [
         Fact("Ann Roe", "Tom Lee", *PARENT, a_answers=("Zoe Fox",)),

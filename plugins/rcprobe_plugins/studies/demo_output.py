@@ -33,9 +33,9 @@ def print_demo(reports: Mapping[str, Report], console: Console | None = None) ->
 def table(reports: Mapping[str, Report]) -> Table:
     """A column a model; rows of accuracy, probability, and each signature with interval, control and verdict."""
     shown = Table(pad_edge=False, show_lines=True)
-    shown.add_column("mean (range over seeds)", max_width=27)
+    shown.add_column("mean (range over seeds)", max_width=27, overflow="fold")
     for label in reports:
-        shown.add_column(label.replace(", ", "\n"), min_width=17)
+        shown.add_column(label.replace(", ", "\n"), min_width=17, overflow="fold")
     for reading, meaning in ((LETTERS, "letter by letter"), (EVERYTHING, "placeholder counted too")):
         rows = [
             f"accuracy, {meaning}",
@@ -59,7 +59,7 @@ def table(reports: Mapping[str, Report]) -> Table:
 def legend(reports: Mapping[str, Report]) -> list[str]:
     """What must be known to read the table, and everything that is not as it should be."""
     lines = [
-        "[…] is the 95 % interval over seeds. Controls: storage and outcome, other letters in the answer's place; "
+        "Brackets hold the 95 % interval over seeds. Controls: storage and outcome, other letters in the answer's place; "
         "routing, facts shuffled between directions; dynamics, the same answer asked from another letter. "
         "d_z: effect in standard deviations; P: how often a fact beats its control.",
         "identity: true by construction, trained or not, and so no evidence of learning.",

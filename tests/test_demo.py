@@ -1,0 +1,46 @@
+import re
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from rcprobe.errors import UsageError
+from rcprobe_plugins.studies.demo import MODELS, command, run_demo
+from rcprobe_plugins.studies.demo_output import print_demo
+
+
+@pytest.fixture(scope="module")
+def reports():
+    return run_demo(seeds=2, steps=6)
+
+
+def test_each_model_has_its_seeds_from_workers(reports):
+    assert list(reports) == list(MODELS)
+    for report in reports.values():
+        assert [run.seed for run in report.runs] == [0, 1]
+        assert [step.step for step in report.runs[0].steps] == [0, 3, 6]
+        assert report.runs[0].fingerprint != report.runs[1].fingerprint
+
+
+def test_what_forces_alibi_is_called_an_identity(reports):
+    alibi = reports["masked diffusion, ALiBi"].signatures
+    assert alibi["attention_correlation"].verdict == "identity"
+    assert alibi["attention_correlation"].findings[0].estimate.value == pytest.approx(1.0)
+    assert alibi["gradient_alignment"].findings[1].estimate.value == pytest.approx(1.0)
+    assert alibi["gradient_alignment (swapped)"].verdict == "not trained"
+
+
+def test_an_untrained_demo_says_so_and_claims_nothing(reports):
+    console = Console(record=True, width=100, file=StringIO())
+    print_demo(reports, console)
+    text = console.export_text()
+    assert "Answer" in text
+    answer = text[text.index("Answer") :]
+    assert re.search(r"\bpresent\b", answer) is None
+    assert "not trained" in answer
+    assert "…" not in text
+
+
+def test_no_seeds_are_refused():
+    with pytest.raises(UsageError, match="seeds 0"):
+        command(seeds=0)

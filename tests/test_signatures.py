@@ -1,0 +1,124 @@
+import math
+
+import numpy as np
+import pytest
+
+from rcprobe.measured import Measured, PairTable
+from rcprobe.metrics import Condition, Metric
+from rcprobe.signatures import find, judge_all
+
+FACTS, TEMPLATES = 40, 3
+
+
+def table(trained=None):
+    fact, template = np.divmod(np.arange(FACTS * TEMPLATES), TEMPLATES)
+    keep = np.ones(len(fact), dtype=bool) if trained is None else trained[fact]
+    return PairTable(fact, template, fact, template, template + 1, template + 1, keep)
+
+
+def measured(seed, step, columns, where=None):
+    return Measured("metric", "same_target", seed, step, columns, where or table())
+
+
+def metric(*conditions):
+    return Metric("metric", frozenset(), ("same_target",), lambda seen: {}, conditions, "a title")
+
+
+def judged(found, replicate="fact", name="metric", **others):
+    settings = {"replicate": replicate, "identities": {}, "not_trained": "", "skipped": {}, **others}
+    conditions = tuple(f.condition for f in found)
+    return judge_all({name: (metric(*conditions), "same_target", found)}, **settings)[name]
+
+
+MEAN = Condition("x over control", "mean", ("x", "control"), 0.02, "cosine")
+GROWTH = Condition("growth", "mean", ("x", "control"), 0.1, "nats", growth=True)
+SIZE = Condition("size", "effect_size", ("x",), 0.2, "d_z")
+SCORES = Condition("r", "correlation", ("forward", "reverse"), 0.1, "r")
+
+
+def noise(seed, shift=0.0, shape=(FACTS * TEMPLATES,)):
+    return np.random.default_rng(seed).normal(shift, 0.1, shape)
+
+
+@pytest.mark.parametrize(("shift", "verdict"), [(0.5, "present"), (-0.5, "absent"), (0.02, "inconclusive")])
+def test_a_mean_over_facts_is_judged_by_its_interval(shift, verdict):
+    last = [measured(0, 1, {"x": noise(1, shift), "control": noise(2)})]
+    (finding,) = find(metric(MEAN), last, last, "fact")
+    per_fact = (last[0].columns["x"] - last[0].columns["control"]).reshape(FACTS, TEMPLATES).mean(1)
+    assert finding.estimate.value == pytest.approx(per_fact.mean())
+    assert finding.estimate.n == FACTS
+    assert finding.control == pytest.approx(last[0].columns["control"].mean())
+    assert judged((finding,)).verdict == verdict
+
+
+def test_growth_counts_from_the_first_step_and_is_undefined_without_one():
+    first = [measured(0, 0, {"x": noise(1), "control": noise(2)})]
+    last = [measured(0, 9, {"x": first[0].columns["x"] + 1.0, "control": first[0].columns["control"] + 0.25})]
+    (finding,) = find(metric(GROWTH), last, first, "fact")
+    assert finding.estimate.value == pytest.approx(0.75)
+    assert judged((finding,)).verdict == "present"
+    (nothing,) = find(metric(GROWTH), first, first, "fact")
+    assert math.isnan(nothing.estimate.value)
+    assert judged((nothing,)).verdict == "undefined"
+
+
+def test_over_seeds_the_seed_is_the_replicate():
+    runs = [measured(s, 1, {"x": noise(s, 0.3)}) for s in range(6)]
+    (finding,) = find(metric(SIZE), runs, runs, "seed")
+    assert (finding.estimate.n, finding.estimate.unit) == (6, "seeds")
+    assert judged((finding,), "seed").verdict == "present"
+    (few,) = find(metric(SIZE), runs[:4], runs[:4], "seed")
+    signature = judged((few,), "seed")
+    assert (signature.verdict, signature.why) == ("undefined", "4 seeds; a verdict needs 5")
+
+
+def test_correlation_is_inside_strata_and_against_shuffled_facts():
+    content = np.random.default_rng(0).normal(size=(FACTS, 1))
+    offset = 10.0 * np.arange(TEMPLATES)  # a template's own level is no correlation over facts
+    alike = (content + offset).reshape(-1, 1, 1) + noise(1, shape=(FACTS * TEMPLATES, 1, 1))
+    twin = (content - offset).reshape(-1, 1, 1) + noise(2, shape=(FACTS * TEMPLATES, 1, 1))
+    last = [measured(0, 1, {"forward": alike, "reverse": twin})]
+    (finding,) = find(metric(SCORES), last, last, "fact")
+    assert finding.estimate.value > 0.9
+    assert abs(finding.control) < 0.15
+    assert finding.permutation_p < 0.01
+    assert judged((finding,)).verdict == "present"
+    other = noise(3, shape=(FACTS * TEMPLATES, 1, 1)) - offset.repeat(FACTS).reshape(-1, 1, 1)
+    last = [measured(0, 1, {"forward": alike, "reverse": other})]
+    (finding,) = find(metric(SCORES), last, last, "fact")
+    assert judged((finding,)).verdict != "present"
+
+
+def test_held_out_facts_do_not_count():
+    trained = np.arange(FACTS) < 30
+    x = np.where(np.repeat(trained, TEMPLATES), 1.0, -100.0) + noise(1)
+    last = [measured(0, 1, {"x": x, "control": noise(2)}, table(trained))]
+    (finding,) = find(metric(MEAN), last, last, "fact")
+    assert finding.estimate.n == 30
+    assert finding.estimate.value == pytest.approx(1.0, abs=0.1)
+
+
+def test_too_many_undefined_pairs_give_no_verdict():
+    x = noise(1, 0.5)
+    x[: len(x) // 4] = np.nan
+    last = [measured(0, 1, {"x": x, "control": noise(2)})]
+    (finding,) = find(metric(MEAN), last, last, "fact")
+    signature = judged((finding,))
+    assert signature.verdict == "undefined"
+    assert "20%" in signature.why
+
+
+def test_what_goes_before_the_numbers():
+    last = [measured(0, 1, {"x": noise(1, 0.5), "control": noise(2)})]
+    found = find(metric(MEAN), last, last, "fact")
+    assert judged(found, identities={"metric": "by construction"}).verdict == "identity"
+    assert judged(found, name="metric (swapped)", identities={"metric": "by construction"}).verdict == "present"
+    assert judged(found, not_trained="too low").verdict == "not trained"
+    assert judged(found, skipped={"metric": "no layers"}).why == "no layers"
+
+
+def test_all_conditions_must_hold():
+    last = [measured(0, 1, {"x": noise(1, 0.5), "control": noise(2, 0.5)})]
+    found = find(metric(SIZE, MEAN), last, last, "fact")
+    assert found[0].estimate.low > SIZE.margin
+    assert judged(found).verdict != "present"
