@@ -538,7 +538,7 @@ def tensors(found, prefix=""):
     return {k: t for key, value in found.items() for k, t in tensors(value, f"{prefix}/{key}").items()}
 
 
-@EVERY
+@pytest.mark.parametrize("name", ["radd one layer", "radd alibi", "gpt2-mini", "llama"])
 def test_the_batch_size_changes_no_reading(name):
     m = loaded(name)
     pairs = pairs_of(m, FACTS[1:6])
@@ -637,7 +637,7 @@ def test_capture_gradient_equals_its_twin(name):
 
 @pytest.mark.parametrize(
     ("name", "implementation"),
-    [("radd rope", "sdpa"), ("radd alibi", "eager"), ("gpt2-mini", "sdpa"), ("llama", "sdpa")],
+    [("radd alibi", "eager"), ("gpt2-mini", "sdpa"), ("llama", "sdpa")],
 )
 def test_the_callers_module_is_left_as_it_was(name, implementation):
     m, twin = loaded(name), loaded(name)

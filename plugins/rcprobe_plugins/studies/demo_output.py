@@ -60,7 +60,8 @@ def legend(reports: Mapping[str, Report]) -> list[str]:
     """What must be known to read the table, and everything that is not as it should be."""
     lines = [
         "Brackets hold the 95 % interval over seeds. "
-        "Controls: storage and outcome, other letters in the answer's place; routing, facts shuffled between directions; dynamics, the same answer asked from another letter. "
+        "Controls: storage and outcome, other letters in the answer's place; "
+        "routing, facts shuffled between directions; dynamics, the same answer asked from another letter. "
         "d_z: effect in standard deviations; P: how often a fact beats its control.",
         "identity: true by construction, trained or not, and so no evidence of learning.",
     ]
