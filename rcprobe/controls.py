@@ -1,5 +1,6 @@
 """Which other facts a fact is compared with: the controls of every signature."""
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -109,4 +110,5 @@ def other_targets(pairs: Sequence[QueryPair]) -> list[tuple[tuple[int, ...], ...
 
 
 def _words(query: Query) -> set[str]:
-    return {word for text in (query.target, query.evidence, *query.other_texts) for word in text.casefold().split()}
+    texts = (query.target, query.evidence, *query.other_texts)
+    return {word for text in texts for word in re.split(r"\W+", text.casefold()) if word}

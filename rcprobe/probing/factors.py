@@ -140,7 +140,9 @@ def embedding(module: nn.Module, call: Call, gradient: Tensor, inputs: Inputs) -
     ids = call.input.reshape(inputs.n, -1)
     with torch.no_grad():
         rows = module.weight[ids].reshape(call.output.shape)
-        scale = (rows * call.output).nansum() / (rows * rows).nansum()  # one prompt's NaN is no other's
+        sound = rows.isfinite() & call.output.isfinite()  # one prompt's NaN is no other's
+        rows, output = rows.where(sound, 0), call.output.where(sound, 0)
+        scale = (rows * output).sum() / (rows * rows).sum()
     counts = ids != module.padding_idx if module.padding_idx is not None else torch.ones_like(ids, dtype=torch.bool)
     return {"weight": Outer(((OneHot(ids, counts), _rows(gradient, inputs.n) * scale),))}
 

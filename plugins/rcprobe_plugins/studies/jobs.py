@@ -12,6 +12,15 @@ from rcprobe.report import SeedRun
 from rcprobe.training import TrainConfig
 
 
+PRELOAD = [
+    "rcprobe_plugins.studies.jobs",
+    "rcprobe_plugins.models.radd",
+    "rcprobe_plugins.models.gpt2_mini",
+    "rcprobe.runner",
+    "nnsight",
+]
+
+
 @dataclass(frozen=True)
 class Job:
     """One seed of one model, trained forward only on a dataset and probed along the way."""
@@ -32,7 +41,7 @@ def run_jobs(jobs: Sequence[Job], progress: Callable[[int, int], None]) -> list[
     how many cores there are.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["rcprobe_plugins.studies.jobs", "rcprobe.runner", "nnsight"])
+    context.set_forkserver_preload(PRELOAD)
     steps = context.SimpleQueue()
     pool = ProcessPoolExecutor(min(len(jobs), _cores()), context, initializer=_start, initargs=(steps,))
     try:
