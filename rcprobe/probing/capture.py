@@ -84,10 +84,10 @@ def _visits(cache: Any, path: str) -> list[Call]:
     if path not in cache:  # the pass didn't run this module
         return []
     view = cache[path]
-    inputs, outputs = view.input, view.output
+    inputs, outputs = view.inputs, view.output
     if len(view) == 1:
         inputs, outputs = [inputs], [outputs]
-    return [Call(x, y) for x, y in zip(inputs, outputs, strict=True)]
+    return [Call(args, kwargs, output) for (args, kwargs), output in zip(inputs, outputs, strict=True)]
 
 
 def _source(module: type[nn.Module]) -> str:

@@ -19,8 +19,15 @@ from rcprobe.probing.scores import CellScores, attention_call, cell_scores
 class Call:
     """What went into a module, and what came out, in one visit."""
 
-    input: Tensor
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
     output: Tensor
+
+    @property
+    def input(self) -> Tensor:
+        """The first argument, by place or by name."""
+        first: Tensor = self.args[0] if self.args else next(iter(self.kwargs.values()))
+        return first
 
 
 @dataclass(frozen=True)

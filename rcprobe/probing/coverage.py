@@ -1,5 +1,6 @@
 """How each parameter's gradients will be read, settled once a model, and checked before any product is formed."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -53,16 +54,17 @@ def cover(m: LoadedModel, named: Named, queries: Sequence[Query]) -> Coverage:
         covered = bool(places) and all(path in named_rules for path, _ in places)
         rules[name] = " + ".join(named_rules[path] for path, _ in places) if covered else PER_QUERY
         taps.update(dict.fromkeys(path for path, _ in places) if covered else {})
-    sample = list(queries[:2])
+    sample = [*queries[:2], queries[0]]  # three prompts: a count that few shared tables divide into
+    length = max(len(query.input_ids) for query in sample)
     plan = Coverage(rules, tuple(taps), uses, False)
     captured = _captured(m, sample, plan)
-    if _shared_rows(captured, len(sample)):
+    if _shared(captured, len(sample), length) and _takes_positions(m.model):
         plan = Coverage(rules, tuple(taps), uses, True)
         captured = _captured(m, sample, plan)
-    wrong = _wrong(m, captured, plan, named, len(sample))
-    return Coverage(
-        {n: PER_QUERY if n in wrong else rule for n, rule in rules.items()}, plan.taps, uses, plan.expand_positions
-    )
+    wrong = _wrong(m, captured, plan, named, len(sample), _shared(captured, len(sample), length))
+    rules = {name: PER_QUERY if name in wrong else rule for name, rule in rules.items()}
+    kept = dict.fromkeys(path for name, places in uses.items() if rules[name] != PER_QUERY for path, _ in places)
+    return Coverage(rules, tuple(kept), uses, plan.expand_positions)
 
 
 def factor_gradients(
@@ -100,14 +102,25 @@ def _captured(m: LoadedModel, queries: Sequence[Query], plan: Coverage) -> Captu
     return capture(m, collate(m, queries), scores=False, taps=plan.taps, expand_positions=plan.expand_positions)
 
 
-def _shared_rows(captured: Captured, n: int) -> bool:
-    """Whether some module ran once for all prompts, so that its gradient can't be told apart by prompt."""
-    return n > 1 and any(call.output.shape[0] % n for calls in captured.calls.values() for call in calls)
+def _shared(captured: Captured, n: int, length: int) -> set[str]:
+    """Modules that ran once for all prompts, so that their gradient can't be told apart by prompt.
+
+    What comes out must be [n, …], or [n·L, W] as expert layers flatten it.
+    """
+    return {
+        path
+        for path, calls in captured.calls.items()
+        for call in calls
+        if not (call.output.shape[0] == n or (call.output.ndim == 2 and call.output.shape[0] == n * length))
+    }
 
 
-def _wrong(m: LoadedModel, captured: Captured, plan: Coverage, named: Named, n: int) -> set[str]:
-    """Parameters whose factors don't add up to autograd's gradient."""
-    shared = {path for path, calls in captured.calls.items() for call in calls if call.output.shape[0] % n}
+def _takes_positions(model: nn.Module) -> bool:
+    return "position_ids" in inspect.signature(type(model).forward).parameters
+
+
+def _wrong(m: LoadedModel, captured: Captured, plan: Coverage, named: Named, n: int, shared: set[str]) -> set[str]:
+    """Parameters whose factors don't add up to autograd's gradient, or that sit in a shared module."""
     unshared = Coverage(plan.rules, tuple(p for p in plan.taps if p not in shared), plan.uses, plan.expand_positions)
     value = _random_function(captured, m)
     parameters = [p for _, p in named]

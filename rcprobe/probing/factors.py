@@ -151,11 +151,11 @@ def norm(module: nn.Module, call: Call, gradient: Tensor, inputs: Inputs) -> dic
     """y = n(x)·w + c, or n(x)·(1 + w): n(x) is what one more unit of gain adds to the output, however it is spelt."""
     with torch.no_grad():
         zero = {name: torch.zeros_like(p) for name, p in module._parameters.items() if p is not None}
-        base = torch.func.functional_call(module, zero, (call.input,))
-        normed = (
-            torch.func.functional_call(module, {**zero, "weight": torch.ones_like(zero["weight"])}, (call.input,))
-            - base
+        unit = {**zero, "weight": torch.ones_like(zero["weight"])}
+        base, whole = (
+            torch.func.functional_call(module, gain, tuple(call.args), dict(call.kwargs)) for gain in (zero, unit)
         )
+        normed = whole - base
     b = _rows(gradient, inputs.n)
     return {
         "weight": Formed((b * _rows(normed, inputs.n)).sum(dim=1)),

@@ -113,7 +113,11 @@ FAMILIES: dict[str, Family] = {
             "linear_num_value_heads": 4,
         },
         attention="hybrid",
-        per_query={r"linear_attn\.(dt_bias|A_log)$": DIRECT, r"linear_attn\.conv1d\.weight$": CONVOLUTION},
+        per_query={
+            r"linear_attn\.(dt_bias|A_log)$": DIRECT,
+            r"linear_attn\.conv1d\.weight$": CONVOLUTION,
+            r"linear_attn\.norm\.weight$": "its rows are positions and heads together",
+        },
     ),
     "gemma2": Family(
         transformers.Gemma2ForCausalLM,

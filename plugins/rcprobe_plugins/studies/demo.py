@@ -54,7 +54,7 @@ def run_demo(seeds: int, steps: int, show: bool = False) -> "dict[str, Report]":
     from rcprobe.training import TrainConfig
     from rcprobe_plugins.studies.jobs import Job, run_jobs
 
-    train = TrainConfig(steps=steps, lr=3e-3, probe_at=(steps // 2,))
+    train = TrainConfig(steps=steps, lr=3e-3)
     jobs = [
         Job(model, options, "letters", {"length": 6}, train, seed)
         for model, options in MODELS.values()

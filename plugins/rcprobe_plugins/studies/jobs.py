@@ -11,7 +11,6 @@ from typing import Any
 from rcprobe.report import SeedRun
 from rcprobe.training import TrainConfig
 
-
 PRELOAD = [
     "rcprobe_plugins.studies.jobs",
     "rcprobe_plugins.models.radd",
