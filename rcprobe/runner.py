@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from rcprobe.errors import TrainingError, UsageError
 from rcprobe.facts import Dataset, Fact
@@ -29,7 +28,7 @@ Progress = Callable[[int, int], None]
 
 
 def run(
-    model: str | LoadedModel | nn.Module,
+    model: str | Path | LoadedModel,
     dataset: str | Dataset | Sequence[Fact],
     *,
     metrics: Sequence[str | Metric] | None = None,
@@ -135,7 +134,8 @@ def describe(
 ) -> dict[str, Any]:
     """How a run was made: what repeats it, and nothing of the machine's paths."""
     plugins = {(e.origin.distribution, e.origin.version) for e in registry().entries}
-    start = "given weights" if m.factory is None else "random weights, drawn from each seed"
+    drawn = "random weights, drawn from each seed" if len(runs) > 1 else "random weights, as loaded"
+    start = "given weights" if m.factory is None else drawn
     return {
         "model": Path(m.source).name if Path(m.source).is_absolute() else m.source,
         "options": dict(m.options),

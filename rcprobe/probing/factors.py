@@ -231,7 +231,8 @@ def _products(x: Side, y: Side) -> Tensor:
         return (picked * x.counts[:, None, :]).transpose(1, 2)
     if isinstance(y, OneHot):
         return _products(y, x).transpose(1, 2)
-    return x @ y.transpose(1, 2)
+    # float64: near saturation an output gradient's square leaves float32's range
+    return x.double() @ y.double().transpose(1, 2)
 
 
 def uses_of(model: nn.Module, wanted: Mapping[int, str]) -> dict[str, list[tuple[str, str]]]:

@@ -169,6 +169,12 @@ def build(
     judged = {f"{metric.name} ({pairing})" for metric, pairing, _ in found.values()}
     left_out = finished[0].steps[-1].skipped if finished else {}
     notes += [f"{name} was not measured: {reason}" for name, reason in left_out.items() if name not in judged]
+    notes += [
+        f"seed {run.seed}: {name}: {reason}"
+        for run in finished
+        for name, reason in run.steps[-1].skipped.items()
+        if "raised" in reason and name in judged
+    ]
     accuracy: dict[str, dict[str, tuple[tuple[float, float], ...]]] = {}
     for run in finished:
         for asked, readings in run.steps[-1].accuracy.items():

@@ -1,6 +1,7 @@
 """A report on a terminal."""
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from rcprobe.report import words
@@ -20,12 +21,12 @@ def print_report(report: Report, console: Console | None = None) -> None:
     console.print(signature_table(report))
     for name, signature in report.signatures.items():
         if signature.why:
-            console.print(f"{name}: {signature.verdict}, {signature.why}", soft_wrap=True)
+            console.print(f"{name}: {signature.verdict}, {signature.why}", soft_wrap=True, markup=False)
     for pairing, reasons in report.excluded.items():
         for reason, count in reasons.items():
-            console.print(f"excluded ({pairing}): {count} pairs, {reason}", soft_wrap=True)
+            console.print(f"excluded ({pairing}): {count} pairs, {reason}", soft_wrap=True, markup=False)
     for note in report.notes:
-        console.print(f"note: {note}", soft_wrap=True)
+        console.print(f"note: {note}", soft_wrap=True, markup=False)
 
 
 def accuracy_table(report: Report) -> Table:
@@ -52,7 +53,7 @@ def signature_table(report: Report) -> Table:
         for i, finding in enumerate(signature.findings):
             table.add_row(
                 title if i == 0 else "",
-                f"{finding.condition.label} > {finding.condition.margin:g}",
+                escape(f"{finding.condition.label} > {finding.condition.margin:g}"),
                 words.interval(finding),
                 words.control(finding),
                 words.effect(finding),
