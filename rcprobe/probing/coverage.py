@@ -99,7 +99,8 @@ def output_gradients(value: Tensor, captured: Captured, plan: Coverage, keep: bo
 
 
 def _captured(m: LoadedModel, queries: Sequence[Query], plan: Coverage) -> Captured:
-    return capture(m, collate(m, queries), scores=False, taps=plan.taps, expand_positions=plan.expand_positions)
+    taps = tuple(dict.fromkeys([*plan.taps, head_path(m.model)]))
+    return capture(m, collate(m, queries), scores=False, taps=taps, expand_positions=plan.expand_positions)
 
 
 def _shared(captured: Captured, n: int, length: int) -> set[str]:
@@ -143,13 +144,9 @@ def _wrong(m: LoadedModel, captured: Captured, plan: Coverage, named: Named, n: 
 
 def _random_function(captured: Captured, m: LoadedModel) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    reached = [v for v in (captured.logits, _entering_head(captured, m)) if v is not None and v.requires_grad]
+    entering = captured.calls[head_path(m.model)][0].input
+    reached = [value for value in (captured.logits, entering) if value.requires_grad]
     return sum((v * torch.randn(v.shape, generator=generator).to(v)).sum() for v in reached)  # type: ignore[return-value]
-
-
-def _entering_head(captured: Captured, m: LoadedModel) -> Tensor | None:
-    calls = captured.calls.get(head_path(m.model))
-    return calls[0].input if calls else None
 
 
 def _total(factor: Factor | None, parameter: nn.Parameter) -> Tensor:

@@ -1,0 +1,98 @@
+import pytest
+import torch
+
+import rcprobe
+from rcprobe.controls import assign
+from rcprobe.probing.coverage import PER_QUERY, cover
+from rcprobe.probing.factors import Formed, Grams, OneHot, Outer, split
+from rcprobe.probing.gradients import gradient_products
+from rcprobe.probing.plain_gradients import plain_products
+
+FACTS = rcprobe.load_dataset("letters", {"length": 3}).facts[:6]
+
+
+def tied(n=3, length=4, vocabulary=11, width=5):
+    ids = torch.randint(vocabulary, (n, length))
+    looked_up = (OneHot(ids, torch.ones_like(ids) > 0), torch.randn(n, length, width).double())
+    return Outer((looked_up, (torch.randn(n, 1, vocabulary).double(), torch.randn(n, 1, width).double())))
+
+
+def test_a_tied_weight_has_both_cross_terms():
+    torch.manual_seed(0)
+    x, y = tied(), tied()
+    for index in (None, torch.tensor([2, 0, 1])):
+        other = y.formed(11) if index is None else y.formed(11)[index]
+        torch.testing.assert_close(x.inner(y, Grams(index)), (x.formed(11) * other).sum((1, 2)))
+    head_alone = Outer(x.uses[1:]).inner(Outer(y.uses[1:]), Grams()) + Outer(x.uses[:1]).inner(
+        Outer(y.uses[:1]), Grams()
+    )
+    assert not torch.allclose(head_alone, x.inner(y, Grams()))
+
+
+def test_padding_rows_of_an_embedding_get_nothing():
+    ids = torch.tensor([[1, 0, 1]])
+    gradient = torch.randn(1, 3, 2).double()
+    factor = Outer(((OneHot(ids, ids != 0), gradient),))
+    expected = gradient[0, 0] + gradient[0, 2]
+    torch.testing.assert_close(factor.inner(factor, Grams()), (expected**2).sum()[None])
+
+
+def test_tiny_gradients_keep_their_products():
+    """A saturated query's gradients are near 1e-20; their squares' products leave float32's range."""
+    torch.manual_seed(0)
+    sides = [torch.randn(2, 3, 4) * scale for scale in (1e-20, 1.0, 1e-20, 1.0)]
+    x, y = Outer(((sides[0], sides[1]),)), Outer(((sides[2], sides[3]),))
+    true = [Outer(((a.double(), b.double()),)).formed() for a, b in (sides[:2], sides[2:])]
+    torch.testing.assert_close(x.inner(y, Grams()), (true[0] * true[1]).sum((1, 2)), rtol=1e-6, atol=0)
+    cosine = x.inner(y, Grams()) / (x.inner(x, Grams()) * y.inner(y, Grams())).sqrt()
+    assert (cosine.abs() <= 1).all()
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_fused_weight_is_cut_along_what_comes_out(axis):
+    torch.manual_seed(0)
+    left, right = torch.randn(2, 3, 6), torch.randn(2, 3, 6)
+    whole = Outer(((left, right),))
+    parts = split(whole, 3, axis)
+    for part, true in zip(parts, whole.formed().chunk(3, dim=1 + axis), strict=True):
+        assert isinstance(part, Outer)
+        torch.testing.assert_close(part.formed(), true)
+    (first, *_) = split(Formed(left.sum(1)), 3, axis)
+    torch.testing.assert_close(first.values, left.sum(1)[:, :2])
+
+
+def test_a_parameter_that_no_module_call_shows_is_read_query_by_query():
+    """A vector added to what enters the head: no rule sees it, and nothing is left out."""
+    m = rcprobe.load("radd", options={"width": 8, "max_length": 8}, dtype="float64")
+    m.adapter.groups = {**m.adapter.groups, r"^offset$": "offset"}
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in m.model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    m.model.offset = torch.nn.Parameter(torch.randn(8, dtype=torch.float64))
+    m.model.norm.register_forward_hook(lambda module, args, out: out + m.model.offset)
+    pairs = rcprobe.encode(m, FACTS)
+    controls = assign(pairs, 4)
+    found = gradient_products(m, pairs, controls)
+    assert found.rules["offset"] == PER_QUERY
+    assert [name for name, rule in found.rules.items() if rule == PER_QUERY] == ["offset"]
+    true = plain_products(m, pairs, controls, found.parts)
+    torch.testing.assert_close(found.inner, true[:, 0], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(found.control_inner, true[:, 3::2], rtol=1e-9, atol=1e-12, equal_nan=True)
+
+
+def test_a_rule_that_gives_the_wrong_gradient_is_caught(monkeypatch):
+    from rcprobe.probing import factors
+
+    m = rcprobe.load("radd", options={"width": 8, "max_length": 8})
+    right = factors.linear
+
+    def without_bias(*args):
+        return {**right(*args), "bias": Formed(torch.zeros(3, 32))}
+
+    monkeypatch.setattr(factors, "linear", without_bias)
+    pairs = rcprobe.encode(m, FACTS)
+    named = [(name, p) for name, p in m.model.named_parameters() if name == "blocks.0.mlp.0.bias"]
+    assert cover(m, named, [pairs[0].forward, pairs[0].reverse]).rules == {"blocks.0.mlp.0.bias": PER_QUERY}
+    monkeypatch.setattr(factors, "linear", right)
+    assert cover(m, named, [pairs[0].forward, pairs[0].reverse]).rules == {"blocks.0.mlp.0.bias": "linear"}
