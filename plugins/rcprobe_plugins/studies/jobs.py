@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from typing import Any
 
 from rcprobe.report import SeedRun
@@ -41,6 +42,9 @@ def run_jobs(jobs: Sequence[Job], progress: Callable[[int, int], None]) -> list[
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server inherits it: Ctrl-C is the parent's to handle
+    forkserver.ensure_running()
+    signal.signal(signal.SIGINT, handler)
     steps = context.SimpleQueue()
     pool = ProcessPoolExecutor(min(len(jobs), _cores()), context, initializer=_start, initargs=(steps,))
     try:
