@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from rcprobe.probing.captured import (
     Call,
     Captured,
     head_path,
+    log_softmax,
     model_inputs,
     negative_log_prob,
     read_call,
@@ -65,14 +67,14 @@ def capture_gradient(m: LoadedModel, batch: Batch, parameters: Sequence[nn.Param
 
     wrapper = m.wrapped
     with evaluating(m.model), torch.enable_grad(), wrapper.trace(**model_inputs(m.model, batch)):
-        loss = negative_log_prob(m, target_rows(wrapper.output.logits, batch), batch)
+        loss = negative_log_prob(log_softmax(m, target_rows(wrapper.output.logits, batch)), batch).sum()
         gradients = nnsight.save(torch.autograd.grad(loss, parameters, allow_unused=True))
     return list(gradients)
 
 
 def attention_paths(model: nn.Module) -> tuple[str, ...]:
     """Dotted names of the modules that end in one attention call, in the order they run."""
-    return tuple(path for path, module in model.named_modules() if f"{CALL}(" in _source(type(module)))
+    return tuple(path for path, module in model.named_modules() if f"{CALL}(" in _source(type(module)))  # type: ignore[arg-type]
 
 
 def _envoys(wrapper: Any) -> dict[str, Any]:
@@ -90,6 +92,7 @@ def _visits(cache: Any, path: str) -> list[Call]:
     return [Call(args, kwargs, output) for (args, kwargs), output in zip(inputs, outputs, strict=True)]
 
 
+@cache
 def _source(module: type[nn.Module]) -> str:
     forward: Any = inspect.unwrap(module.forward)
     try:

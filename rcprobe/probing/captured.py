@@ -64,12 +64,16 @@ def target_rows(values: Float[Tensor, "B L X"], batch: Batch) -> Float[Tensor, "
     return values[torch.arange(len(batch.row), device=batch.row.device)[:, None], batch.rows]
 
 
-def negative_log_prob(m: LoadedModel, logits: Float[Tensor, "B T V"], batch: Batch) -> Float[Tensor, ""]:
-    """Σ over prompts and target tokens of −log p(target): the loss whose gradients are compared."""
+def log_softmax(m: LoadedModel, logits: Float[Tensor, "B T V"]) -> Float[Tensor, "B T V"]:
+    """Log-probabilities of the full vocabulary as the family reads it; half precision is raised to float32."""
     rows = m.adapter.logits(logits, m.mask_id)
-    dtype = torch.promote_types(rows.dtype, torch.float32)
-    log_probs = torch.log_softmax(rows.to(dtype), dim=-1).gather(-1, batch.targets[..., None]).squeeze(-1)
-    return -log_probs[batch.counts].sum()
+    return torch.log_softmax(rows.to(torch.promote_types(rows.dtype, torch.float32)), dim=-1)
+
+
+def negative_log_prob(log_probs: Float[Tensor, "B T V"], batch: Batch) -> Float[Tensor, " B"]:
+    """Σ over target tokens of −log p(target) of each prompt: the losses whose gradients are compared."""
+    own = log_probs.gather(-1, batch.targets[..., None]).squeeze(-1)
+    return -own.masked_fill(~batch.counts, 0.0).sum(dim=1)
 
 
 def model_inputs(model: nn.Module, batch: Batch, expand_positions: bool = False) -> dict[str, Any]:

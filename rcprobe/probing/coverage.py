@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -37,12 +38,28 @@ class Coverage:
         return 1 if self.rules[name] == "conv1d" else 0
 
 
+_COVERED: WeakKeyDictionary[nn.Module, dict[tuple[tuple[str, int], ...], Coverage]] = WeakKeyDictionary()
+
+
 def cover(m: LoadedModel, named: Named, queries: Sequence[Query]) -> Coverage:
     """Choose a rule for each parameter and check it: on a small batch, the factors must add up to autograd's gradient.
 
     The check differentiates a random function of what enters and leaves the head (a head of zeros would hide
-    everything under it); a parameter whose factors don't add up is read query by query instead.
+    everything under it); a parameter whose factors don't add up is read query by query instead. It runs once for
+    a model and its parameters.
     """
+    known = _COVERED.setdefault(m.model, {})
+    key = tuple((name, id(parameter)) for name, parameter in named)
+    if key not in known:
+        plan, sound = _checked(m, named, queries)
+        if not sound:
+            return plan  # what a broken weight hides may be sound later
+        known[key] = plan
+    return known[key]
+
+
+def _checked(m: LoadedModel, named: Named, queries: Sequence[Query]) -> tuple[Coverage, bool]:
+    """The coverage, and whether the check's values were finite."""
     uses = uses_of(m.model, {id(p): name for name, p in named})
     modules = dict(m.model.named_modules())
     found = {path: rule_for(modules[path]) for places in uses.values() for path, _ in places}
@@ -64,14 +81,14 @@ def cover(m: LoadedModel, named: Named, queries: Sequence[Query]) -> Coverage:
     wrong = _wrong(m, captured, plan, named, len(sample), _shared(captured, len(sample), length))
     rules = {name: PER_QUERY if name in wrong else rule for name, rule in rules.items()}
     kept = dict.fromkeys(path for name, places in uses.items() if rules[name] != PER_QUERY for path, _ in places)
-    return Coverage(rules, tuple(kept), uses, plan.expand_positions)
+    return Coverage(rules, tuple(kept), uses, plan.expand_positions), bool(captured.logits.isfinite().all())
 
 
 def factor_gradients(
-    m: LoadedModel, captured: Captured, plan: Coverage, gradients: Mapping[str, Sequence[Tensor]], n: int
+    m: LoadedModel, captured: Captured, plan: Coverage, gradients: Mapping[str, Sequence[Tensor]], inputs: Inputs
 ) -> dict[str, Factor]:
     """Factors of every covered parameter, from what went into modules and the gradients of what came out."""
-    modules, inputs = dict(m.model.named_modules()), Inputs(n)
+    modules = dict(m.model.named_modules())
     pieces: dict[tuple[str, str], list[Factor]] = {}
     for path in plan.taps:
         rule = rule_for(modules[path])
@@ -126,7 +143,8 @@ def _wrong(m: LoadedModel, captured: Captured, plan: Coverage, named: Named, n: 
     value = _random_function(captured, m)
     parameters = [p for _, p in named]
     true = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
-    factors = factor_gradients(m, captured, unshared, output_gradients(value, captured, unshared, keep=False), n)
+    gradients = output_gradients(value, captured, unshared, keep=False)
+    factors = factor_gradients(m, captured, unshared, gradients, Inputs(n))
     scale = max(float(g.double().norm()) for g in true)
     tolerance = 5e-2 if m.dtype.itemsize < 4 else 1e-3
     wrong = set()

@@ -4,6 +4,7 @@ One forward pass of the queries, one backward pass to module *outputs*, and per 
 and the gradients of what came out. The plain definition, two backward passes a pair, is in ``plain_gradients``.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,16 +15,25 @@ from torch import Tensor
 from rcprobe.controls import Assignment
 from rcprobe.facts import Query, QueryPair
 from rcprobe.loaded import LoadedModel
-from rcprobe.probing.batch import collate
+from rcprobe.probing.batch import Batch, collate
 from rcprobe.probing.capture import capture
-from rcprobe.probing.captured import negative_log_prob
+from rcprobe.probing.captured import log_softmax, negative_log_prob
 from rcprobe.probing.coverage import PER_QUERY, Coverage, cover, factor_gradients, output_gradients
-from rcprobe.probing.factors import Factor, Formed, Grams, shrink, split
+from rcprobe.probing.factors import Factor, Formed, Grams, Inputs, shrink, split
 from rcprobe.probing.parameters import Named, Part, Which, chosen, parameter_parts
 from rcprobe.probing.plain_gradients import query_gradients
 from rcprobe.queries import with_target
 
-Factors = list[Factor]  # one a part
+
+@dataclass(frozen=True)
+class Factors:
+    """Gradients of n queries, one factor a part, each query's gradient multiplied by its ``lift``."""
+
+    parts: Sequence[Factor]
+    lift: Float[Tensor, " n"]
+
+
+Columns = tuple[Factors, Factors, Tensor | None]  # whose gradients, against whose, and which of those
 
 
 @dataclass(frozen=True)
@@ -105,21 +115,26 @@ class _Batch:
         """Columns ⟨f, r⟩, ‖f‖², ‖r‖², then ⟨f, c⟩, ‖c‖² for each control c."""
         forward = self._factors([pair.forward for pair in self.pairs], [])[0]
         reverse = [pair.reverse for pair in self.pairs]
-        rounds = [self._relabelled(controls, r) for r in range(controls.rounds)]
-        own, *other = self._factors(reverse, rounds)
-        reverse_norm2 = self._inner(own, own)
-        columns = [self._inner(forward, own), self._inner(forward, forward), reverse_norm2]
-        norms = [self._inner(factors, factors) for factors in other]
+        own, *other = self._factors(reverse, [self._relabelled(controls, r) for r in range(controls.rounds)])
+        wanted: list[Columns] = [(forward, own, None), (forward, forward, None)]
+        wanted += [(factors, factors, None) for factors in (own, *other)]
+        norms = 2  # where the norms of own, then of each round's relabelled prompts, begin
+        partners: dict[tuple[int, ...], Tensor] = {}  # one tensor for equal partners, whose Grams are then shared
         for k, kind in enumerate(controls.kinds):
-            factors, norm2 = (own, reverse_norm2) if kind == "other_fact" else (other[k // 2], norms[k // 2])
+            partner = controls.partner[:, k]
+            index = partners.setdefault(tuple(partner.tolist()), partner.clamp(min=0).to(self.m.device))
             # a relabelled prompt serves two pairs: its own (another target), and the one whose target it was given
-            index = torch.arange(len(self.pairs)) if kind == "other_target" else controls.partner[:, k]
-            found = self._inner(forward, factors, index.clamp(min=0))
+            against = own if kind == "other_fact" else other[k // 2]
+            wanted.append((forward, against, None if kind == "other_target" else index))
+        found = self._inner(wanted)
+        columns = [found[:, 0], found[:, 1], found[:, norms]]
+        for k, kind in enumerate(controls.kinds):
+            norm2 = found[:, norms if kind == "other_fact" else norms + 1 + k // 2]
+            if kind != "other_target":
+                norm2 = norm2[controls.partner[:, k].clamp(min=0)]
             missing = (controls.partner[:, k] < 0)[:, None]
-            columns += [
-                found.masked_fill(missing, torch.nan),
-                norm2[index.clamp(min=0)].masked_fill(missing, torch.nan),
-            ]
+            inner = found[:, norms + 1 + controls.rounds + k]
+            columns += [inner.masked_fill(missing, torch.nan), norm2.masked_fill(missing, torch.nan)]
         return torch.stack(columns, dim=1)
 
     def _relabelled(self, controls: Assignment, r: int) -> list[Query]:
@@ -139,21 +154,25 @@ class _Batch:
         ]  # a causal model reads the labels it is forced through
 
     def _trace(self, queries: list[Query], rounds: list[list[Query]]) -> list[Factors]:
-        m, plan, n = self.m, self.plan, len(queries)
+        m, plan, inputs = self.m, self.plan, Inputs(len(queries))
         captured = capture(m, collate(m, queries), scores=False, taps=plan.taps, expand_positions=plan.expand_positions)
+        log_probs = log_softmax(m, captured.logits)
         found = []
         for k, labelled in enumerate([queries, *rounds]):
-            loss = negative_log_prob(m, captured.logits, collate(m, labelled))
-            gradients = output_gradients(loss, captured, plan, keep=k < len(rounds))
-            factors = factor_gradients(m, captured, plan, gradients, n)
-            found.append(self._parts(factors, labelled))
+            batch = collate(m, labelled)
+            lift = _lift(log_probs.detach(), batch)
+            value = (negative_log_prob(log_probs, batch) * lift).sum()
+            gradients = output_gradients(value, captured, plan, keep=k < len(rounds))
+            factors = factor_gradients(m, captured, plan, gradients, inputs)
+            found.append(Factors(self._parts(factors, labelled, lift), lift))
         return found
 
-    def _parts(self, factors: dict[str, Factor], queries: list[Query]) -> Factors:
+    def _parts(self, factors: dict[str, Factor], queries: list[Query], lift: Float[Tensor, " n"]) -> list[Factor]:
         rest = [(name, p) for name, p in self.named if self.plan.rules[name] == PER_QUERY]
         if rest:
             formed = [query_gradients(self.m, query, [p for _, p in rest]) for query in queries]
-            factors |= {name: Formed(torch.stack([g[i] for g in formed])) for i, (name, _) in enumerate(rest)}
+            lifted = [torch.stack([g[i] * s for g, s in zip(formed, lift, strict=True)]) for i in range(len(rest))]
+            factors |= {name: Formed(values) for (name, _), values in zip(rest, lifted, strict=True)}
         pieces: dict[str, list[Factor]] = {}
         whole = {part.parameter: part.count for part in self.parts}
         for name, parameter in self.named:
@@ -162,9 +181,28 @@ class _Batch:
             pieces[name] = [shrink(piece, self.length) for piece in cut]
         return [pieces[part.parameter][part.index] for part in self.parts]
 
-    def _inner(self, x: Factors, y: Factors, index: Tensor | None = None) -> Float[Tensor, "n P"]:
-        grams = Grams(index if index is None else index.to(self.m.device))
-        return torch.stack([a.inner(b, grams) for a, b in zip(x, y, strict=True)], dim=1).cpu()  # type: ignore[arg-type]
+    def _inner(self, wanted: Sequence[Columns]) -> Float[Tensor, "n C P"]:
+        """⟨x, y⟩ for each wanted column and part."""
+        found, grams, sides = [], Grams(), set[int]()
+        for p in range(len(self.parts)):
+            read = wanted[0][0].parts[p].sides()
+            if read and not read & sides:
+                grams, sides = Grams(), read  # a Gram is met again only by the modules that read the same input
+            products = [x.parts[p].inner(y.parts[p], grams, index) for x, y, index in wanted]  # type: ignore[arg-type]
+            found.append(torch.stack(products, dim=1))
+        lifted = [x.lift.double() * (y.lift if index is None else y.lift[index]).double() for x, y, index in wanted]
+        return (torch.stack(found, dim=2) / torch.stack(lifted, dim=1)[..., None]).cpu()
+
+
+def _lift(log_probs: Float[Tensor, "n T V"], batch: Batch) -> Float[Tensor, " n"]:
+    """Powers of two that bring each prompt's gradient near size one.
+
+    The gradient by a logit is as small as the target's strongest rival is unlikely; near saturation, products of
+    such gradients leave float32's range.
+    """
+    rival = log_probs.scatter(-1, batch.targets[..., None], -torch.inf).amax(dim=-1)
+    strongest = rival.masked_fill(~batch.counts, -torch.inf).amax(dim=1).nan_to_num(0.0)
+    return torch.exp2((-strongest / math.log(2)).floor().clamp(0, 100))
 
 
 def _cosine(inner: Tensor, x: Tensor, y: Tensor) -> Tensor:
