@@ -76,7 +76,7 @@ def test_a_parameter_that_no_module_call_shows_is_read_query_by_query():
         for parameter in m.model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
     m.model.offset = torch.nn.Parameter(torch.randn(8, dtype=torch.float64))
-    m.model.norm.register_forward_hook(lambda module, args, out: out + m.model.offset)
+    m.model.lm_head.register_forward_pre_hook(lambda module, args: (args[0] + m.model.offset,))
     pairs = rcprobe.encode(m, FACTS)
     controls = assign(pairs, 4)
     found = gradient_products(m, pairs, controls)

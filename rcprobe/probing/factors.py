@@ -8,10 +8,12 @@ L positions, I and O the widths of a weight, P the entries of a vector.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from rcprobe.probing.captured import Call
 
@@ -112,26 +114,12 @@ class Inputs:
     def __init__(self, n: int) -> None:
         self.n = n
         self.rows: dict[int, Rows] = {}
-        self.normed: dict[int, Tensor] = {}
 
     def __call__(self, values: Tensor) -> Rows:
         """The rows of an input."""
         if id(values) not in self.rows:
             self.rows[id(values)] = Rows(_rows(values, self.n))
         return self.rows[id(values)]
-
-    def norm(self, module: nn.Module, call: Call) -> Float[Tensor, "n L W"]:
-        """n(x) of a norm's input: what one more unit of gain adds to the output, however the gain is spelt."""
-        if id(call) not in self.normed:
-            zero = {name: torch.zeros_like(p) for name, p in module._parameters.items() if p is not None}
-            unit = {**zero, "weight": torch.ones_like(zero["weight"])}
-            with torch.no_grad():
-                base, whole = (
-                    torch.func.functional_call(module, gain, tuple(call.args), dict(call.kwargs))
-                    for gain in (zero, unit)
-                )
-            self.normed[id(call)] = _rows(whole - base, self.n)
-        return self.normed[id(call)]
 
 
 Factor = Outer | Formed
@@ -156,14 +144,29 @@ def rule_for(module: nn.Module) -> tuple[str, Rule] | None:
 
 def linear(module: nn.Module, call: Call, gradient: Tensor, inputs: Inputs) -> dict[str, Factor]:
     """y = x Wᵀ + c: W's gradient is Σ_l b_l a_lᵀ, c's Σ_l b_l."""
-    b = _rows(gradient, inputs.n)
-    return {"weight": Outer(((Rows(b), inputs(call.input)),)), **_bias(module, b, gradient)}
+    b, x = _reached(_rows(gradient, inputs.n), inputs(call.input))
+    return {"weight": Outer(((Rows(b), x),)), **_bias(module, b, gradient)}
 
 
 def conv1d(module: nn.Module, call: Call, gradient: Tensor, inputs: Inputs) -> dict[str, Factor]:
     """GPT-2's y = x W + c: the transpose of ``linear``."""
-    b = _rows(gradient, inputs.n)
-    return {"weight": Outer(((inputs(call.input), Rows(b)),)), **_bias(module, b, gradient)}
+    b, x = _reached(_rows(gradient, inputs.n), inputs(call.input))
+    return {"weight": Outer(((x, Rows(b)),)), **_bias(module, b, gradient)}
+
+
+def _reached(b: Float[Tensor, "n L O"], x: Rows) -> tuple[Float[Tensor, "n M O"], Rows]:
+    """Both without the positions that no gradient reaches, if those are the most: above the last attention, all but
+    the target's.
+    """
+    for some in (b[:1], b):  # the first query alone tells most modules apart
+        alive = (some.amax(dim=-1) != 0) | (some.amin(dim=-1) != 0)
+        most = max(int(alive.sum(dim=1).max()), 1)
+        if 2 * most > b.shape[1]:
+            return b, x
+    kept = alive.int().topk(most, dim=1).indices[..., None]
+    return b.gather(1, kept.expand(-1, -1, b.shape[2])), Rows(
+        x.values.gather(1, kept.expand(-1, -1, x.values.shape[2]))
+    )
 
 
 def embedding(module: nn.Module, call: Call, gradient: Tensor, inputs: Inputs) -> dict[str, Factor]:
@@ -182,9 +185,34 @@ def embedding(module: nn.Module, call: Call, gradient: Tensor, inputs: Inputs) -
 
 
 def norm(module: nn.Module, call: Call, gradient: Tensor, inputs: Inputs) -> dict[str, Factor]:
-    """y = n(x)·w + c, or n(x)·(1 + w)."""
-    b = _rows(gradient, inputs.n)
-    return {"weight": Formed((b * inputs.norm(module, call)).sum(dim=1)), **_bias(module, b, gradient)}
+    """y = n(x)·γ + c, where the gain γ is w or 1 + w: w's gradient is Σ_l b_l n(x_l) = (Σ_l b_l (y_l − c))/γ."""
+    weight, bias = module._parameters["weight"], module._parameters.get("bias")
+    assert weight is not None
+    zero = {name: torch.zeros_like(p) for name, p in module._parameters.items() if p is not None}
+
+    def at(gain: dict[str, Tensor], inputs: Any) -> Tensor:
+        found: Tensor = torch.func.functional_call(module, gain, *inputs)
+        return found
+
+    with torch.no_grad():
+        args = (tuple(call.args), dict(call.kwargs))
+        through = at(zero, tree_map(_ramp, args))  # not nothing where the gain is spelt 1 + w
+        gain, output, shift = weight + bool((through != 0).any()), call.output, bias
+        if bool((gain == 0).any()):  # nothing to divide by: what one more unit of gain adds
+            unit = torch.ones_like(weight)
+            gain, output, shift = unit, at({**zero, "weight": unit}, args) - at(zero, args), None
+        b, y = _reached(_rows(gradient, inputs.n), Rows(_rows(output, inputs.n)))
+        total = (b * y.values).sum(dim=1)
+        if shift is not None:
+            total = total - shift * b.sum(dim=1)
+        return {"weight": Formed(total / gain), **_bias(module, b, gradient)}
+
+
+def _ramp(value: object) -> object:
+    """Something of one prompt's shape that is finite, whatever the prompt was."""
+    if not (isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 1):
+        return value
+    return torch.linspace(-1, 1, value[:1].numel()).to(value).reshape(value[:1].shape)
 
 
 def _bias(module: nn.Module, b: Float[Tensor, "n L W"], gradient: Tensor) -> dict[str, Factor]:

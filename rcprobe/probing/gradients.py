@@ -15,7 +15,7 @@ from torch import Tensor
 from rcprobe.controls import Assignment
 from rcprobe.facts import Query, QueryPair
 from rcprobe.loaded import LoadedModel
-from rcprobe.probing.batch import Batch, collate
+from rcprobe.probing.batch import Batch, collate, relabelled
 from rcprobe.probing.capture import capture
 from rcprobe.probing.captured import log_softmax, negative_log_prob
 from rcprobe.probing.coverage import PER_QUERY, Coverage, cover, factor_gradients, output_gradients
@@ -113,7 +113,7 @@ class _Batch:
 
     def table(self, controls: Assignment) -> Float[Tensor, "n C P"]:
         """Columns ⟨f, r⟩, ‖f‖², ‖r‖², then ⟨f, c⟩, ‖c‖² for each control c."""
-        forward = self._factors([pair.forward for pair in self.pairs], [])[0]
+        (forward,) = self._factors([pair.forward for pair in self.pairs], [])
         reverse = [pair.reverse for pair in self.pairs]
         own, *other = self._factors(reverse, [self._relabelled(controls, r) for r in range(controls.rounds)])
         wanted: list[Columns] = [(forward, own, None), (forward, forward, None)]
@@ -155,11 +155,12 @@ class _Batch:
 
     def _trace(self, queries: list[Query], rounds: list[list[Query]]) -> list[Factors]:
         m, plan, inputs = self.m, self.plan, Inputs(len(queries))
-        captured = capture(m, collate(m, queries), scores=False, taps=plan.taps, expand_positions=plan.expand_positions)
+        batch = collate(m, queries)
+        captured = capture(m, batch, scores=False, taps=plan.taps, expand_positions=plan.expand_positions)
         log_probs = log_softmax(m, captured.logits)
         found = []
         for k, labelled in enumerate([queries, *rounds]):
-            batch = collate(m, labelled)
+            batch = relabelled(batch, labelled) if k else batch
             lift = _lift(log_probs.detach(), batch)
             value = (negative_log_prob(log_probs, batch) * lift).sum()
             gradients = output_gradients(value, captured, plan, keep=k < len(rounds))
