@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,17 +30,6 @@ class Assignment:
     partner: Int[Tensor, "B K"]
     rounds: int
     blocks: tuple[tuple[int, ...], ...]
-
-    def batches(self, size: int) -> Iterator[list[int]]:
-        """Whole blocks together, up to ``size`` pairs (a single block may hold more)."""
-        batch: list[int] = []
-        for block in self.blocks:
-            if batch and len(batch) + len(block) > size:
-                yield batch
-                batch = []
-            batch += block
-        if batch:
-            yield batch
 
     def within(self, indices: Sequence[int]) -> "Assignment":
         """The assignment of the given pairs, partners numbered among them; they must be whole blocks."""

@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from rcprobe.errors import PluginError
 from rcprobe.facts import Dataset, Fact, Pairing, QueryPair
@@ -10,7 +11,19 @@ from rcprobe.measured import Measured, PairTable, Step
 from rcprobe.metrics import Metric
 from rcprobe.plugins import registry
 from rcprobe.probing.engine import Observation, observe
+from rcprobe.probing.sizes import BatchSize
 from rcprobe.queries import encode
+
+
+@dataclass(frozen=True)
+class _Ask:
+    """What one pass is asked; ``whole`` where it sees every pair of its pairing."""
+
+    pairing: Pairing
+    pairs: list[QueryPair]
+    table: PairTable
+    metrics: list[Metric]
+    whole: bool
 
 
 class Probe:
@@ -28,19 +41,29 @@ class Probe:
         metrics: Sequence[str | Metric] | None = None,
         *,
         seed: int = 0,
-        batch_size: int = 256,
+        batch_size: BatchSize = "auto",
     ) -> None:
         self.m, self.seed, self.batch_size = m, seed, batch_size
         self.dataset = facts if isinstance(facts, Dataset) else Dataset("facts", tuple(facts))
         self.metrics = resolve_metrics(metrics)
         self.steps: list[Step] = []
+        self.batch_used = 0
         pairings = dict.fromkeys(pairing for metric in self.metrics for pairing in metric.pairings)
         self.pairs: dict[Pairing, list[QueryPair]] = {p: encode(m, self.dataset.facts, p) for p in pairings}
-        self._tables: dict[tuple[Pairing, bool], tuple[list[QueryPair], PairTable]] = {}
-        for pairing, pairs in self.pairs.items():
-            few = one_per_distance(pairs)
-            self._tables[pairing, False] = (pairs, PairTable.of(pairs))
-            self._tables[pairing, True] = (few, PairTable.of(few))
+        self._asked = [ask for pairing, pairs in self.pairs.items() for ask in self._asks(pairing, pairs)]
+
+    def _asks(self, pairing: Pairing, pairs: list[QueryPair]) -> "list[_Ask]":
+        """One pass for everything where gradients are read of every pair, one more for theirs where of fewer."""
+        mine = [metric for metric in self.metrics if pairing in metric.pairings]
+        deep = [metric for metric in mine if "gradients" in metric.reads]
+        few = one_per_distance(pairs)
+        if not deep or len(few) == len(pairs):
+            return [_Ask(pairing, pairs, PairTable.of(pairs), mine, True)]
+        plain = [metric for metric in mine if metric not in deep]
+        return [
+            _Ask(pairing, pairs, PairTable.of(pairs), plain, True),
+            _Ask(pairing, few, PairTable.of(few), deep, False),
+        ]
 
     def step(self, step: int, loss: float | None = None) -> Step:
         """Measure every metric now, keep it under this step's number, and tell observers."""
@@ -48,21 +71,20 @@ class Probe:
         accuracy: dict[str, Mapping[str, tuple[float, float]]] = {}
         excluded: dict[str, Mapping[str, int]] = {}
         skipped: dict[str, str] = {}
-        for (pairing, gradients), (pairs, table) in self._tables.items():
-            wanted = [m for m in self.metrics if pairing in m.pairings and ("gradients" in m.reads) == gradients]
-            if not wanted and gradients:
-                continue
-            reads = frozenset({"log_probs"} if not gradients else ()).union(*(m.reads for m in wanted))
+        for ask in self._asked:
+            pairing = ask.pairing
+            reads = frozenset({"log_probs"} if ask.whole else ()).union(*(m.reads for m in ask.metrics))
             if "storage" in reads and self.m.adapter.ov_circuit is None:
                 reads -= {"storage"}
-            seen = observe(self.m, pairs, read=reads, batch_size=self.batch_size, candidates=self.dataset.readings)
-            broken = Counter(reason for reason in seen.excluded.values() if "gradient" in reason)
-            if broken:
-                excluded[f"{pairing}, gradients"] = broken
-            if not gradients:
+            candidates = self.dataset.readings
+            seen = observe(self.m, ask.pairs, read=reads, batch_size=self.batch_size, candidates=candidates)
+            self.batch_used = min(self.batch_used or seen.batch_size, seen.batch_size)
+            if ask.whole:
                 excluded[pairing] = Counter(seen.excluded.values())
                 accuracy[pairing] = _accuracy(seen)
-            for metric in wanted:
+            elif broken := Counter(reason for reason in seen.excluded.values() if "gradient" in reason):
+                excluded[f"{pairing}, gradients"] = broken
+            for metric in ask.metrics:
                 reason = self._why_not(metric, seen)
                 if reason is None:
                     try:
@@ -70,7 +92,7 @@ class Probe:
                     except Exception as error:  # noqa: BLE001 - a metric's fault must not end a long run
                         reason = f"it raised {type(error).__name__}: {error}"
                     else:
-                        measured.append(Measured(metric.name, pairing, self.seed, step, columns, table))
+                        measured.append(Measured(metric.name, pairing, self.seed, step, columns, ask.table))
                 if reason is not None:
                     skipped[f"{metric.name} ({pairing})"] = reason
         found = Step(self.seed, step, loss, tuple(measured), accuracy, excluded, skipped)

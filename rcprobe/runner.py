@@ -17,6 +17,7 @@ from rcprobe.loading import load
 from rcprobe.metrics import Metric
 from rcprobe.plugins import registry
 from rcprobe.probe import Probe, resolve_metrics
+from rcprobe.probing.sizes import BatchSize
 from rcprobe.probing.verify import verify_shift
 from rcprobe.report import Report, SeedRun, build
 from rcprobe.report.report import new_folder
@@ -35,7 +36,7 @@ def run(
     train: TrainConfig | None = None,
     seeds: int = 1,
     limit: int | None = None,
-    batch_size: int = 256,
+    batch_size: BatchSize = "auto",
     out: str | Path | None = None,
     progress: bool = True,
 ) -> Report:
@@ -68,7 +69,7 @@ def run(
             runs.append(run_seed(one, data, chosen, train, seed, batch_size, advance(f"seed {seed}")))
     if weights is not None:
         m.model.load_state_dict(weights)
-    report = summarise(m, data, chosen, runs, train=train, batch_size=batch_size)
+    report = summarise(m, data, chosen, runs, train=train)
     if folder is not None:
         report.save(folder)
     registry().notify("run_finished", report=report)
@@ -81,7 +82,7 @@ def run_seed(
     metrics: Sequence[Metric],
     train: TrainConfig | None,
     seed: int,
-    batch_size: int = 256,
+    batch_size: BatchSize = "auto",
     progress: Progress | None = None,
 ) -> SeedRun:
     """One seed: train if asked, probe at each stop. A training that diverges ends as the run's ``failure``."""
@@ -98,8 +99,8 @@ def run_seed(
                     verify_shift(m, [pair.forward for pair in probe.pairs.get("swapped", [])])
                 probe.step(stop.step, stop.loss)
     except TrainingError as error:
-        return SeedRun(seed, tuple(probe.steps), str(error), m.fingerprint())
-    return SeedRun(seed, tuple(probe.steps), None, m.fingerprint())
+        return SeedRun(seed, tuple(probe.steps), str(error), m.fingerprint(), probe.batch_used)
+    return SeedRun(seed, tuple(probe.steps), None, m.fingerprint(), probe.batch_used)
 
 
 def summarise(
@@ -109,7 +110,6 @@ def summarise(
     runs: Sequence[SeedRun],
     *,
     train: TrainConfig | None,
-    batch_size: int = 256,
 ) -> Report:
     """Judge seeds that were run, wherever they ran."""
     groups = next(iter(dataset.readings.values()), ())
@@ -120,7 +120,7 @@ def summarise(
         runs,
         chance=chance,
         identities=m.adapter.identities(m.model),
-        info=describe(m, dataset, metrics, runs, train, batch_size),
+        info=describe(m, dataset, metrics, runs, train),
     )
 
 
@@ -130,7 +130,6 @@ def describe(
     metrics: Sequence[Metric],
     runs: Sequence[SeedRun],
     train: TrainConfig | None,
-    batch_size: int,
 ) -> dict[str, Any]:
     """How a run was made: what repeats it, and nothing of the machine's paths."""
     plugins = {(e.origin.distribution, e.origin.version) for e in registry().entries}
@@ -148,7 +147,7 @@ def describe(
         "metrics": [metric.name for metric in metrics],
         "seeds": [run.seed for run in runs],
         "train": asdict(train) if train else None,
-        "batch_size": batch_size,
+        "batch_size": min((run.batch_size for run in runs), default=0),
         "dtype": str(m.dtype).removeprefix("torch."),
         "device": m.device.type,
         "attention": getattr(m.config, "_attn_implementation", None),

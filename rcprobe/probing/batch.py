@@ -1,6 +1,6 @@
 """Prompts as padded tensors."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -52,10 +52,3 @@ def relabelled(batch: Batch, queries: Sequence[Query]) -> Batch:
 def _padded(rows: Sequence[Sequence[int]], fill: int = 0) -> Int[Tensor, "B L"]:
     longest = max(len(row) for row in rows)
     return torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows])
-
-
-def in_batches(queries: Sequence[Query], size: int) -> Iterator[list[int]]:
-    """Indices of queries in batches of at most ``size``, prompts of like length together."""
-    order = sorted(range(len(queries)), key=lambda i: len(queries[i].input_ids))
-    for start in range(0, len(order), size):
-        yield order[start : start + size]

@@ -5,7 +5,7 @@ and the gradients of what came out. The plain definition, two backward passes a 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,15 +13,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rcprobe.controls import Assignment
+from rcprobe.errors import UsageError
 from rcprobe.facts import Query, QueryPair
 from rcprobe.loaded import LoadedModel
 from rcprobe.probing.batch import Batch, collate, relabelled
 from rcprobe.probing.capture import capture
-from rcprobe.probing.captured import log_softmax, negative_log_prob
+from rcprobe.probing.captured import Captured, log_softmax, negative_log_prob
 from rcprobe.probing.coverage import PER_QUERY, Coverage, cover, factor_gradients, output_gradients
 from rcprobe.probing.factors import Factor, Formed, Grams, Inputs, shrink, split
 from rcprobe.probing.parameters import Named, Part, Which, chosen, parameter_parts
 from rcprobe.probing.plain_gradients import query_gradients
+from rcprobe.probing.sizes import BatchSize, resolve, worked_through
 from rcprobe.queries import with_target
 
 
@@ -43,7 +45,7 @@ class GradientProducts:
     ``kinds[k]`` says what the k-th control's reverse query asks: ``same_target`` (the pair's target, from a
     partner's evidence), ``other_target`` (a partner's target, from the pair's evidence), ``other_fact`` (both the
     partner's). ``partner`` holds indices into the pairs, −1 where a pair has no such partner (products NaN).
-    ``rules`` says how each parameter's gradients were read.
+    ``rules`` says how each parameter's gradients were read, ``batch_size`` how many prompts went through at once.
     """
 
     parts: tuple[Part, ...]
@@ -55,6 +57,7 @@ class GradientProducts:
     control_inner: Float[Tensor, "B K P"]
     control_norm2: Float[Tensor, "B K P"]
     rules: Mapping[str, str]
+    batch_size: int
 
     def cosine(self, keep: Sequence[int] | None = None) -> Float[Tensor, " B"]:
         """cos(g→, g←) over the parts of the given indices (all by default); NaN where a gradient vanishes."""
@@ -69,46 +72,77 @@ class GradientProducts:
         return cosines.nanmean(dim=1)
 
 
+Reader = Callable[[Sequence[Query], Batch, Captured], None]  # is shown what a pass over the queries showed
+
+
 def gradient_products(
     m: LoadedModel,
     pairs: Sequence[QueryPair],
     controls: Assignment,
     *,
     parameters: Which = "trainable",
-    batch_size: int = 256,
+    batch_size: BatchSize = "auto",
+    layers: Sequence[int] | None = None,
+    reader: Reader | None = None,
+    scores: bool = False,
 ) -> GradientProducts:
     """Gradient products of supported pairs, and against the controls assigned to them.
 
-    Batches hold whole blocks of the assignment, so results don't depend on ``batch_size`` (pairs in memory at once).
+    Batches hold whole blocks of the assignment, so results don't depend on ``batch_size`` (forward, or reverse,
+    prompts in memory at once). ``layers`` keeps only the parameters of those layers. ``reader`` is shown each pass,
+    with ``scores`` in it if asked.
     Raises ``UsageError`` where no parameter takes a gradient, ``AdapterError`` for a parameter in no declared group.
     """
     kinds = controls.kinds
     with torch.enable_grad(), chosen(m.model, parameters) as named:
         parts = parameter_parts(m.adapter, [name for name, _ in named])
+        parts = tuple(part for part in parts if layers is None or part.layer in layers)
+        named = [(name, p) for name, p in named if any(part.parameter == name for part in parts)]
+        if not named:
+            raise UsageError(f"layers {list(layers or ())}: the model has no parameter in them")
         if not pairs:
             return _nothing(parts, controls)
         plan = cover(m, named, [query for pair in pairs[:1] for query in (pair.forward, pair.reverse)])
+        length = max(len(query.input_ids) for pair in pairs for query in (pair.forward, pair.reverse))
+        size = resolve(m, batch_size, 2 * length, gradients=True)
         table = torch.full((len(pairs), 3 + 2 * len(kinds), len(parts)), torch.nan, dtype=torch.float64)
-        for indices in controls.batches(batch_size):
-            table[indices] = _Batch(m, [pairs[i] for i in indices], plan, named, parts).table(controls.within(indices))
+
+        def work(blocks: list[tuple[int, ...]]) -> None:
+            indices = [i for block in blocks for i in block]
+            batch = _Batch(m, [pairs[i] for i in indices], plan, named, parts, layers, reader, scores)
+            table[indices] = batch.table(controls.within(indices))
+
+        for _, _, used in worked_through(controls.blocks, size, len, work):
+            size = used
     inner = {"inner": table[:, 0], "forward_norm2": table[:, 1], "reverse_norm2": table[:, 2]}
     control = {"control_inner": table[:, 3::2], "control_norm2": table[:, 4::2]}
-    return GradientProducts(parts=parts, kinds=kinds, partner=controls.partner, rules=plan.rules, **inner, **control)
+    return GradientProducts(
+        parts=parts, kinds=kinds, partner=controls.partner, rules=plan.rules, batch_size=size, **inner, **control
+    )
 
 
 def _nothing(parts: tuple[Part, ...], controls: Assignment) -> GradientProducts:
     """The products of no pairs."""
     flat, cube = torch.empty(0, len(parts)).double(), torch.empty(0, len(controls.kinds), len(parts)).double()
-    return GradientProducts(parts, flat, flat, flat, controls.kinds, controls.partner, cube, cube, {})
+    return GradientProducts(parts, flat, flat, flat, controls.kinds, controls.partner, cube, cube, {}, 0)
 
 
 class _Batch:
     """One batch of pairs: factors of forward, reverse and relabelled reverse queries, and their products."""
 
     def __init__(
-        self, m: LoadedModel, pairs: Sequence[QueryPair], plan: Coverage, named: Named, parts: Sequence[Part]
+        self,
+        m: LoadedModel,
+        pairs: Sequence[QueryPair],
+        plan: Coverage,
+        named: Named,
+        parts: Sequence[Part],
+        layers: Sequence[int] | None,
+        reader: Reader | None,
+        scores: bool,
     ) -> None:
         self.m, self.pairs, self.plan, self.named, self.parts = m, pairs, plan, named, parts
+        self.layers, self.reader, self.scores = layers, reader, scores
         self.length = max(len(query.input_ids) for pair in pairs for query in (pair.forward, pair.reverse))
 
     def table(self, controls: Assignment) -> Float[Tensor, "n C P"]:
@@ -148,15 +182,19 @@ class _Batch:
     def _factors(self, queries: list[Query], rounds: list[list[Query]]) -> list[Factors]:
         """Factors of queries, and of the same prompts with other labels: a backward pass each over one forward pass."""
         if all(a.input_ids == b.input_ids for r in rounds for a, b in zip(queries, r, strict=True)):
-            return self._trace(queries, rounds)
-        return [
-            self._trace(each, [])[0] for each in (queries, *rounds)
-        ]  # a causal model reads the labels it is forced through
+            return self._trace(queries, rounds, self.reader)
+        # a causal model reads the labels it is forced through
+        return self._trace(queries, [], self.reader) + [self._trace(each, [], None)[0] for each in rounds]
 
-    def _trace(self, queries: list[Query], rounds: list[list[Query]]) -> list[Factors]:
+    def _trace(self, queries: list[Query], rounds: list[list[Query]], reader: Reader | None) -> list[Factors]:
         m, plan, inputs = self.m, self.plan, Inputs(len(queries))
         batch = collate(m, queries)
-        captured = capture(m, batch, scores=False, taps=plan.taps, expand_positions=plan.expand_positions)
+        scores = self.scores and reader is not None
+        captured = capture(
+            m, batch, scores=scores, taps=plan.taps, expand_positions=plan.expand_positions, layers=self.layers
+        )
+        if reader is not None:
+            reader(queries, batch, captured)
         log_probs = log_softmax(m, captured.logits)
         found = []
         for k, labelled in enumerate([queries, *rounds]):
