@@ -23,15 +23,16 @@ from rcprobe.theory.storage import residual
 class OneLayer:
     """The weights of the one-layer model (§3), and its encoding.
 
+    U ``unembed`` [V, D]; W_V, W_Q and W_K [D, W] ``value``, ``query``, ``key``; E ``embedding`` [W, S].
     ``base`` is RoPE's, None where nothing rotates; ``slope`` ALiBi's m, in score a position; ``scale`` multiplies
     q_Mᵀ R k, and is 1 in the paper. Raises ``UsageError`` for widths that don't fit together.
     """
 
-    unembed: Float[Tensor, "V D"]
-    value: Float[Tensor, "D W"]
-    query: Float[Tensor, "D W"]
-    key: Float[Tensor, "D W"]
-    embedding: Float[Tensor, "W S"]
+    unembed: Tensor
+    value: Tensor
+    query: Tensor
+    key: Tensor
+    embedding: Tensor
     base: float | None = None
     slope: float = 0.0
     scale: float = 1.0
@@ -82,7 +83,8 @@ def read(model: OneLayer, prompt: Int[Tensor, "L"], row: int) -> Reading:
         raise UsageError(f"row {row} isn't in a prompt of {prompt.numel()} tokens")
     content = model.embedding[:, prompt]
     scores = model.scale * (_turned_queries(model, prompt, row) * (model.key @ content).T).sum(dim=-1)
-    scores = scores - model.slope * (torch.arange(prompt.numel(), device=prompt.device) - row).abs()
+    distance = (torch.arange(prompt.numel(), device=prompt.device) - row).abs()
+    scores = scores - model.slope * distance.to(scores)  # whole numbers times a float would be float32
     weights = scores.softmax(dim=0)
     attention = weights.new_zeros(model.embedding.shape[1]).index_add(0, prompt, weights)
     logits = model.unembed @ (model.value @ (model.embedding @ attention))
