@@ -81,7 +81,7 @@ def rope_curve(
     dH/dD = h/Ḋ = (1 − α→)D(V − 1)/V holds exactly, and separates: with x = nH,
     x + e^{s→(0)}(e^x − 1) = n(V − 1)D²/(2V), so that s→ = s→(0) + x is a Wright ω function and s← = s←(0) + ρx.
     ``gap`` [T]; ``forward_score`` and ``reverse_score`` are s→(0) and s←(0); ``square`` is n = ‖q‖². Time is
-    t = ∫dD V/((V − 1)α→(1 − p→)). Raises ``UsageError`` for a negative gap, an n ≤ 0, or |ρ| > 1.
+    t = ∫dD (V − 1)/(V·α→(1 − p→)). Raises ``UsageError`` for a negative gap, an n ≤ 0, or |ρ| > 1.
     """
     d = np.asarray(gap, dtype=np.float64)
     if (d < 0).any():

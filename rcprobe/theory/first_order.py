@@ -67,7 +67,7 @@ def change_along(loss: Loss, parameters: Parameters, step: Parameters) -> Change
         second = 0.5 * sum(float((curved[name] * step[name]).sum()) for name in step)
     with torch.no_grad():
         moved = loss({name: tensor + step[name] if name in step else tensor for name, tensor in at.items()})
-    return Change(float(moved - value), float(first), second)
+    return Change(float(moved - value.detach()), float(first.detach()), second)
 
 
 def gradient_step(loss: Loss, parameters: Parameters, rate: float) -> dict[str, Tensor]:
