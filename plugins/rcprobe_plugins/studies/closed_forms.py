@@ -26,7 +26,8 @@ def tab4() -> pd.DataFrame:
     """
     table = published("tab4").rename(columns={"probability": "paper"})
     places = zip(*(table[name].tolist() for name in ("distance", "threshold", "width")), strict=True)
-    return _beside(table, np.array([float(rope_tail(*place, table.attrs["base"])) for place in places]))
+    tails = [float(rope_tail(distance, tau, width, table.attrs["base"])) for distance, tau, width in places]
+    return _beside(table, np.array(tails))
 
 
 def tab5(forward: ArrayLike, reverse: ArrayLike, draws: int = 10_000, seed: int = 0) -> pd.DataFrame:
