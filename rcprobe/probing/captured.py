@@ -1,7 +1,7 @@
 """What a pass over a batch yields, whichever way it was tapped: plain tensors."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,12 +83,18 @@ def model_inputs(model: nn.Module, batch: Batch, expand_positions: bool = False)
     among all prompts (and so add up their gradients).
     """
     inputs: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-    if "use_cache" in inspect.signature(type(model).forward).parameters:
+    if "use_cache" in forward_arguments(model):
         inputs["use_cache"] = False
     if expand_positions:
         length = batch.input_ids.shape[1]
         inputs["position_ids"] = torch.arange(length, device=batch.row.device).expand_as(batch.input_ids).contiguous()
     return inputs
+
+
+def forward_arguments(model: nn.Module) -> Collection[str]:
+    """What a forward pass takes by name; a model in peft's wrapper hands everything on."""
+    wrapped = getattr(model, "get_base_model", None)
+    return inspect.signature(type(wrapped() if wrapped else model).forward).parameters
 
 
 def head_path(model: nn.Module) -> str:

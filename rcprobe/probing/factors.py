@@ -127,9 +127,13 @@ Rule = Callable[[nn.Module, Call, Tensor, Inputs], dict[str, Factor]]
 
 
 def rule_for(module: nn.Module) -> tuple[str, Rule] | None:
-    """The rule that factors this module's gradients, by what the module is; None if there is none."""
+    """The rule that factors this module's gradients, by what the module is; None if there is none.
+
+    A low-rank adapter answers for the layer it wraps: what the whole gives back, it gives back too.
+    """
     from transformers.pytorch_utils import Conv1D
 
+    module = getattr(module, "base_layer", module)
     shapes = {name: p.ndim for name, p in module._parameters.items() if p is not None}
     if isinstance(module, nn.Linear):
         return "linear", linear
@@ -299,10 +303,14 @@ def _looked_up(
 
 
 def uses_of(model: nn.Module, wanted: Mapping[int, str]) -> dict[str, list[tuple[str, str]]]:
-    """For each wanted parameter (by id → name), the (module path, attribute) places that hold it."""
+    """For each wanted parameter (by id → name), the (module path, attribute) places that hold it.
+
+    A frozen weight under an adapter is read at the adapter: its own output may take no gradient.
+    """
     uses: dict[str, list[tuple[str, str]]] = {name: [] for name in wanted.values()}
     for path, module in model.named_modules(remove_duplicate=True):
         for attribute, parameter in module._parameters.items():
             if id(parameter) in wanted:
-                uses[wanted[id(parameter)]].append((path, attribute))
+                place = path if parameter is None or parameter.requires_grad else path.removesuffix(".base_layer")
+                uses[wanted[id(parameter)]].append((place, attribute))
     return uses

@@ -19,7 +19,7 @@ from rcprobe.loaded import LoadedModel
 from rcprobe.probing.batch import Batch, collate, relabelled
 from rcprobe.probing.capture import capture
 from rcprobe.probing.captured import Captured, log_softmax, negative_log_prob
-from rcprobe.probing.coverage import PER_QUERY, Coverage, cover, factor_gradients, output_gradients
+from rcprobe.probing.coverage import PER_QUERY, UNREAD, Coverage, cover, factor_gradients, output_gradients
 from rcprobe.probing.factors import Factor, Formed, Grams, Inputs, shrink, split
 from rcprobe.probing.parameters import Named, Part, Which, chosen, parameter_parts
 from rcprobe.probing.plain_gradients import query_gradients
@@ -45,7 +45,9 @@ class GradientProducts:
     ``kinds[k]`` says what the k-th control's reverse query asks: ``same_target`` (the pair's target, from a
     partner's evidence), ``other_target`` (a partner's target, from the pair's evidence), ``other_fact`` (both the
     partner's). ``partner`` holds indices into the pairs, −1 where a pair has no such partner (products NaN).
-    ``rules`` says how each parameter's gradients were read, ``batch_size`` how many prompts went through at once.
+    ``rules`` says how each parameter's gradients were read, ``left_out`` why others weren't, ``batch_size`` how many
+    prompts went through at once.
+
     """
 
     parts: tuple[Part, ...]
@@ -57,18 +59,36 @@ class GradientProducts:
     control_inner: Float[Tensor, "B K P"]
     control_norm2: Float[Tensor, "B K P"]
     rules: Mapping[str, str]
+    left_out: Mapping[str, str]
     batch_size: int
 
+    def indices(self, *, group: str | None = None, layer: int | None = None, dense: bool = False) -> list[int]:
+        """Numbers of the parts of a group, a layer, or both; of the weights under adapters only where ``dense``."""
+        return [
+            i
+            for i, part in enumerate(self.parts)
+            if part.dense == dense and group in (None, part.group) and layer in (None, part.layer)
+        ]
+
+    def undefined(self) -> dict[str, int]:
+        """Part → in how many pairs one of the two gradients vanishes, so that their cosine is undefined."""
+        vanish = ((self.forward_norm2 == 0) | (self.reverse_norm2 == 0)).sum(dim=0).tolist()
+        return {part.name: count for part, count in zip(self.parts, vanish, strict=True) if count}
+
     def cosine(self, keep: Sequence[int] | None = None) -> Float[Tensor, " B"]:
-        """cos(g→, g←) over the parts of the given indices (all by default); NaN where a gradient vanishes."""
-        i = list(range(len(self.parts))) if keep is None else list(keep)
+        """cos(g→, g←) over the parts of the given indices (all but the dense ones by default).
+
+        NaN where a gradient vanishes.
+        """
+        i = self.indices() if keep is None else list(keep)
         return _cosine(self.inner[:, i], self.forward_norm2[:, i], self.reverse_norm2[:, i])
 
-    def control_cosine(self, kind: str) -> Float[Tensor, " B"]:
+    def control_cosine(self, kind: str, keep: Sequence[int] | None = None) -> Float[Tensor, " B"]:
         """The mean cosine of each pair with its controls of one kind; NaN where it has none."""
+        i = self.indices() if keep is None else list(keep)
         columns = [k for k, name in enumerate(self.kinds) if name == kind]
         forward = self.forward_norm2[:, None, :].expand_as(self.control_norm2)
-        cosines = _cosine(self.control_inner, forward, self.control_norm2)[:, columns]
+        cosines = _cosine(self.control_inner[..., i], forward[..., i], self.control_norm2[..., i])[:, columns]
         return cosines.nanmean(dim=1)
 
 
@@ -94,22 +114,23 @@ def gradient_products(
     Raises ``UsageError`` where no parameter takes a gradient, ``AdapterError`` for a parameter in no declared group.
     """
     kinds = controls.kinds
-    with torch.enable_grad(), chosen(m.model, parameters) as named:
-        parts = parameter_parts(m.adapter, [name for name, _ in named])
+    with torch.enable_grad(), chosen(m.model, parameters) as choice:
+        parts = parameter_parts(m.adapter, [name for name, _ in choice.named], [name for name, _ in choice.dense])
         parts = tuple(part for part in parts if layers is None or part.layer in layers)
-        named = [(name, p) for name, p in named if any(part.parameter == name for part in parts)]
+        inside = {part.parameter for part in parts}
+        named, dense = ([(name, p) for name, p in some if name in inside] for some in (choice.named, choice.dense))
         if not named:
-            raise UsageError(f"layers {list(layers or ())}: the model has no parameter in them")
+            raise UsageError(f"layers {list(layers or ())}: no parameter that takes a gradient is in them")
         if not pairs:
-            return _nothing(parts, controls)
-        plan = cover(m, named, [query for pair in pairs[:1] for query in (pair.forward, pair.reverse)])
+            return _nothing(parts, controls, choice.left_out)
+        plan = cover(m, named, [query for pair in pairs[:1] for query in (pair.forward, pair.reverse)], dense)
         length = max(len(query.input_ids) for pair in pairs for query in (pair.forward, pair.reverse))
         size = resolve(m, batch_size, 2 * length, gradients=True)
         table = torch.full((len(pairs), 3 + 2 * len(kinds), len(parts)), torch.nan, dtype=torch.float64)
 
         def work(blocks: list[tuple[int, ...]]) -> None:
             indices = [i for block in blocks for i in block]
-            batch = _Batch(m, [pairs[i] for i in indices], plan, named, parts, layers, reader, scores)
+            batch = _Batch(m, [pairs[i] for i in indices], plan, [*named, *dense], parts, layers, reader, scores)
             table[indices] = batch.table(controls.within(indices))
 
         for _, _, used in worked_through(controls.blocks, size, len, work):
@@ -117,14 +138,21 @@ def gradient_products(
     inner = {"inner": table[:, 0], "forward_norm2": table[:, 1], "reverse_norm2": table[:, 2]}
     control = {"control_inner": table[:, 3::2], "control_norm2": table[:, 4::2]}
     return GradientProducts(
-        parts=parts, kinds=kinds, partner=controls.partner, rules=plan.rules, batch_size=size, **inner, **control
+        parts=parts,
+        kinds=kinds,
+        partner=controls.partner,
+        rules=plan.rules,
+        left_out=choice.left_out,
+        batch_size=size,
+        **inner,
+        **control,
     )
 
 
-def _nothing(parts: tuple[Part, ...], controls: Assignment) -> GradientProducts:
+def _nothing(parts: tuple[Part, ...], controls: Assignment, left_out: Mapping[str, str]) -> GradientProducts:
     """The products of no pairs."""
     flat, cube = torch.empty(0, len(parts)).double(), torch.empty(0, len(controls.kinds), len(parts)).double()
-    return GradientProducts(parts, flat, flat, flat, controls.kinds, controls.partner, cube, cube, {}, 0)
+    return GradientProducts(parts, flat, flat, flat, controls.kinds, controls.partner, cube, cube, {}, left_out, 0)
 
 
 class _Batch:
@@ -215,7 +243,8 @@ class _Batch:
         pieces: dict[str, list[Factor]] = {}
         whole = {part.parameter: part.count for part in self.parts}
         for name, parameter in self.named:
-            factor = factors.get(name, Formed(torch.zeros(len(queries), 1, device=parameter.device)))
+            unknown = torch.nan if self.plan.rules[name] == UNREAD else 0.0
+            factor = factors.get(name, Formed(torch.full((len(queries), 1), unknown, device=parameter.device)))
             cut = split(factor, whole[name], self.plan.output_axis(name))
             pieces[name] = [shrink(piece, self.length) for piece in cut]
         return [pieces[part.parameter][part.index] for part in self.parts]
