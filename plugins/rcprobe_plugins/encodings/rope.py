@@ -33,8 +33,11 @@ class Rope(Encoding):
         # made anew on each call: a kept table would be wrong after a change of dtype, or an inference tensor
         dtype, device = torch.promote_types(query.dtype, torch.float32), query.device
         frequency = 1.0 / BASE ** (torch.arange(0, width, 2, dtype=dtype, device=device) / width)
-        angle = torch.outer(torch.arange(length, dtype=dtype, device=device), frequency)
-        cos = angle.cos().repeat(1, 2).to(query.dtype)
-        sin = torch.cat((-angle.sin(), angle.sin()), dim=-1).to(query.dtype)
-        swapped = [x.roll(width // 2, dims=-1) for x in (query, key)]
-        return query * cos + swapped[0] * sin, key * cos + swapped[1] * sin
+        angle = torch.outer(torch.arange(length, dtype=dtype, device=device), frequency).repeat(1, 2)
+        cos, sin = angle.cos().to(query.dtype), angle.sin().to(query.dtype)
+        return query * cos + _quarter_turn(query) * sin, key * cos + _quarter_turn(key) * sin
+
+
+def _quarter_turn(x: Float[Tensor, "B H L D"]) -> Float[Tensor, "B H L D"]:
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((-second, first), dim=-1)
