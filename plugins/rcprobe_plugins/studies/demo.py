@@ -48,11 +48,14 @@ def command(
 
 def run_demo(seeds: int, steps: int, show: bool = False) -> "dict[str, Report]":
     """The demo's reports by the model's label."""
+    from rcprobe_plugins.studies.jobs import Job, run_jobs, start_server
+
+    start_server()  # it imports beside us
+
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     from rcprobe.training import TrainConfig
-    from rcprobe_plugins.studies.jobs import Job, run_jobs
 
     train = TrainConfig(steps=steps, lr=3e-3)
     jobs = [

@@ -1,4 +1,7 @@
-"""Seeds of several models on all cores: trained side by side, then probed one by one."""
+"""Seeds of several models on all cores: trained side by side, then probed one by one.
+
+Importing this module doesn't import torch, so that the server of workers can begin to while the caller does.
+"""
 
 import multiprocessing
 import os
@@ -7,14 +10,15 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from multiprocessing import forkserver
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rcprobe.report import SeedRun
-from rcprobe.training import TrainConfig
-from rcprobe_plugins.studies.fast_trainer import Recording, record
+if TYPE_CHECKING:
+    from rcprobe.report import SeedRun
+    from rcprobe.training import TrainConfig
+    from rcprobe_plugins.studies.fast_trainer import Recording
 
 PRELOAD = [
-    "rcprobe_plugins.studies.jobs",
+    "rcprobe_plugins.studies.fast_trainer",
     "rcprobe_plugins.models.radd",
     "rcprobe_plugins.models.gpt2_mini",
     "rcprobe.runner",
@@ -30,22 +34,29 @@ class Job:
     options: Mapping[str, Any]
     dataset: str
     dataset_options: Mapping[str, Any]
-    train: TrainConfig
+    train: "TrainConfig"
     seeds: tuple[int, ...]
 
 
-def run_jobs(jobs: Sequence[Job], progress: Callable[[int, float], None]) -> list[list[SeedRun]]:
-    """Run jobs on all cores: for each, its seeds' results in order. ``progress`` hears (job number, share done).
+def start_server() -> None:
+    """Start the process that workers are forked from, and return while it imports what they need.
 
-    Workers are forked from a server that imported everything once: that import costs seconds, and forking a
-    process that has already computed isn't safe. A job's seeds are trained together, in one worker and on one
-    thread, so numbers don't depend on how many cores there are.
+    That import costs seconds, so it is done once; and forking a process that has already computed isn't safe.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
+    forkserver.set_forkserver_preload(PRELOAD)
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server inherits it: Ctrl-C is the parent's to handle
     forkserver.ensure_running()
     signal.signal(signal.SIGINT, handler)
+
+
+def run_jobs(jobs: Sequence[Job], progress: Callable[[int, float], None]) -> "list[list[SeedRun]]":
+    """Run jobs on all cores: for each, its seeds' results in order. ``progress`` hears (job number, share done).
+
+    A job's seeds are trained together, in one worker and on one thread, so numbers don't depend on how many cores
+    there are.
+    """
+    start_server()
+    context = multiprocessing.get_context("forkserver")
     steps = context.SimpleQueue()
     pool = ProcessPoolExecutor(_cores(), context, initializer=_start, initargs=(steps,))
     try:
@@ -92,16 +103,17 @@ def _start(steps: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
 
 
-def _train(number: int, job: Job) -> list[Recording]:
+def _train(number: int, job: Job) -> "list[Recording]":
     from rcprobe.loading import load
     from rcprobe.runner import load_dataset
+    from rcprobe_plugins.studies.fast_trainer import record
 
     models = [load(job.model, options=job.options, seed=seed) for seed in job.seeds]
     facts = load_dataset(job.dataset, job.dataset_options).facts
     return record(models, facts, job.train, job.seeds, lambda step, _: _steps.put((number, step)))
 
 
-def _probe(job: Job, seed: int, recording: Recording) -> SeedRun:
+def _probe(job: Job, seed: int, recording: "Recording") -> "SeedRun":
     from rcprobe.loading import load
     from rcprobe.probe import resolve_metrics
     from rcprobe.runner import load_dataset, run_seed
