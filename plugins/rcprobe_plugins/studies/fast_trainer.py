@@ -25,6 +25,7 @@ from rcprobe.training.trainer import Average, adamw, forward_statements
 from rcprobe_plugins.models.blocks import TinyModel
 
 Weights = Mapping[str, Tensor]
+Layout = Sequence[tuple[Sequence[str], torch.Size]]
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ def record(
     ids, real = forward_statements(m, facts)
     _refuse(models, bool(real.all()))
     flat = nn.Parameter(torch.stack([nn.utils.parameters_to_vector(x.model.parameters()).detach() for x in models]))
-    _check(m, flat.detach(), ids[: config.batch_size])
+    layout = _layout(m.model)
+    _check(m, layout, flat.detach(), ids[: config.batch_size])
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     optimiser, average = adamw([flat], config), Average([flat], config.ema)
     objective, stops, losses = OBJECTIVES[m.adapter.objective], set(config.probed()), []
@@ -82,7 +84,7 @@ def record(
             drawn = torch.randint(len(ids), (config.batch_size,), generator=generator)
             statements = ids[drawn].to(m.device)
             asked.append((statements, *objective(m, statements, real[drawn].to(m.device), generator)))
-        loss = _losses(m, flat, *(torch.stack(tensors) for tensors in zip(*asked, strict=True)))
+        loss = _losses(m, _named(layout, flat), *(torch.stack(tensors) for tensors in zip(*asked, strict=True)))
         (flat.grad,) = torch.autograd.grad(loss.sum(), flat)
         norm = flat.grad.norm(dim=1, keepdim=True)
         flat.grad.mul_((config.clip / (norm + 1e-6)).clamp(max=1.0))
@@ -110,10 +112,10 @@ def _refuse(models: Sequence[LoadedModel], one_length: bool) -> None:
             )
 
 
-def _check(m: LoadedModel, flat: Float[Tensor, "S P"], ids: Int[Tensor, "B L"]) -> None:
+def _check(m: LoadedModel, layout: Layout, flat: Float[Tensor, "S P"], ids: Int[Tensor, "B L"]) -> None:
     """Refuse a model whose own forward gives other logits; tried away from its start, where a head may be zero."""
     noise = torch.randn(flat.shape[1], generator=torch.Generator().manual_seed(0)).to(flat)
-    weights = _named(m.model, flat[:1] + 0.1 * noise)
+    weights = _named(layout, flat[:1] + 0.1 * noise)
     ids = ids.to(m.device)
     with torch.no_grad():
         one = {name: w[0] for name, w in weights.items()}
@@ -123,17 +125,26 @@ def _check(m: LoadedModel, flat: Float[Tensor, "S P"], ids: Int[Tensor, "B L"]) 
         raise UsageError(f"{m.source}: its forward isn't that of a tiny model; train it with rcprobe.training.train")
 
 
-def _named(model: nn.Module, flat: Float[Tensor, "S P"]) -> Weights:
-    """Each parameter's name → its weights [S, …]; tied ones under both names."""
-    parameters = list(model.parameters())
-    pieces = torch.split(flat, [p.numel() for p in parameters], dim=1)
-    views = {id(p): piece.view(len(flat), *p.shape) for p, piece in zip(parameters, pieces, strict=True)}
-    return {name: views[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
+def _layout(model: nn.Module) -> Layout:
+    """How P is laid out: each parameter's names (two where it is tied) and shape."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return [(names[id(p)], p.shape) for p in model.parameters()]
+
+
+def _named(layout: Layout, flat: Float[Tensor, "S P"]) -> Weights:
+    """Name → weights [S, …]."""
+    pieces = torch.split(flat, [shape.numel() for _, shape in layout], dim=1)
+    named = {}
+    for (names, shape), piece in zip(layout, pieces, strict=True):
+        named.update(dict.fromkeys(names, piece.view(len(flat), *shape)))
+    return named
 
 
 def _losses(
     m: LoadedModel,
-    flat: Float[Tensor, "S P"],
+    weights: Weights,
     ids: Int[Tensor, "S B L"],
     shown: Int[Tensor, "S B L"],
     weight: Float[Tensor, "S B L"],
@@ -143,9 +154,9 @@ def _losses(
     most = int(counted.sum(dim=1).max())
     # as many tokens of each seed, so some of weight 0
     at = counted.byte().argsort(dim=1, descending=True, stable=True)[:, :most]
-    logits = _logits(m.model, _named(m.model, flat), shown, (at - shift).clamp(min=0))
-    targets, weights = ids.flatten(1).gather(1, at), weight.gather(1, at)
-    return weighted_cross_entropy(m.adapter.logits(logits, m.mask_id), targets, weights)
+    logits = _logits(m.model, weights, shown, (at - shift).clamp(min=0))
+    targets = ids.flatten(1).gather(1, at)
+    return weighted_cross_entropy(m.adapter.logits(logits, m.mask_id), targets, weight.gather(1, at))
 
 
 def _logits(model: Any, weights: Weights, ids: Int[Tensor, "S B L"], at: Int[Tensor, "S M"]) -> Float[Tensor, "S M V"]:
@@ -190,7 +201,7 @@ def _norm(x: Float[Tensor, "S R W"], weights: Weights, name: str) -> Float[Tenso
 def _bias(model: Any, weights: Weights, length: int, like: Tensor) -> Tensor | None:
     """What is added to scores [S, B, H, L, L]: the encoding's bias, and −∞ to the right of a causal token."""
     bias: Tensor | None = model.encoding.bias(length)
-    if bias is not None and list(model.encoding.parameters()):
+    if bias is not None and any(_own(weights)):
         bias = torch.stack([functional_call(_Method(model.encoding, "bias"), w, length) for w in _own(weights)])
     causal = like.new_full((length, length), -torch.inf).triu(1) if model.causal else None
     if bias is None or causal is None:
@@ -202,12 +213,13 @@ def _each(encoding: Encoding, method: str, weights: Weights, *x: Float[Tensor, "
     """The encoding's method with each seed's own weights; without any, seeds are merely more prompts."""
     if getattr(type(encoding), method) is getattr(Encoding, method):
         return x
-    if not list(encoding.parameters()):
+    own = _own(weights)
+    if not any(own):
         found = getattr(encoding, method)(*(tensor.flatten(0, 1) for tensor in x))
         return tuple(part.view(*x[0].shape[:2], *part.shape[1:]) for part in _several(found))
     call = _Method(encoding, method)
-    given = zip(_own(weights), zip(*x, strict=True), strict=True)
-    seeds = [_several(functional_call(call, own, tensors)) for own, tensors in given]
+    given = zip(own, zip(*x, strict=True), strict=True)
+    seeds = [_several(functional_call(call, w, tensors)) for w, tensors in given]
     return tuple(torch.stack(parts) for parts in zip(*seeds, strict=True))
 
 
@@ -217,8 +229,8 @@ def _several(found: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 def _own(weights: Weights) -> list[dict[str, Tensor]]:
     """For each seed, its encoding's weights by name."""
-    seeds = len(next(iter(weights.values())))
-    return [{n: w[seed] for n, w in weights.items() if n.startswith("encoding.")} for seed in range(seeds)]
+    owned = {name: w for name, w in weights.items() if name.startswith("encoding.")}
+    return [{name: w[seed] for name, w in owned.items()} for seed in range(len(weights["norm.weight"]))]
 
 
 class _Method(nn.Module):
