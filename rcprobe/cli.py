@@ -38,7 +38,7 @@ def run_command(
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or float64.")] = None,
     out: Annotated[Path | None, typer.Option(help="A new folder for report.json and values.csv.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
-    quiet: Annotated[bool, typer.Option(help="Print nothing but errors.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
 ) -> None:
     """Probe a model with a dataset's facts, trained first if asked.
 

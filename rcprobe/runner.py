@@ -21,11 +21,12 @@ from rcprobe.probing.sizes import BatchSize
 from rcprobe.probing.verify import verify_shift
 from rcprobe.report import Report, SeedRun, build
 from rcprobe.report.report import new_folder
-from rcprobe.training import TrainConfig
+from rcprobe.training import Checkpoint, TrainConfig
 from rcprobe.training import train as train_model
 
 PACKAGES = ("rcprobe", "torch", "transformers", "nnsight", "numpy", "scipy", "pandas")
 Progress = Callable[[int, int], None]
+Training = Callable[[LoadedModel, Sequence[Fact], TrainConfig, int, Progress | None], Iterator[Checkpoint]]
 
 
 def run(
@@ -84,8 +85,12 @@ def run_seed(
     seed: int,
     batch_size: BatchSize = "auto",
     progress: Progress | None = None,
+    training: Training = train_model,
 ) -> SeedRun:
-    """One seed: train if asked, probe at each stop. A training that diverges ends as the run's ``failure``."""
+    """One seed: train if asked, probe at each stop. A training that diverges ends as the run's ``failure``.
+
+    ``training`` is ``rcprobe.training.train``, or what yields the same stops with the same weights in the model.
+    """
     probe = Probe(m, dataset, metrics, seed=seed, batch_size=batch_size)
     queries = [pair.reverse for pair in probe.pairs.get("swapped", [])]
     try:
@@ -94,7 +99,7 @@ def run_seed(
                 verify_shift(m, queries)
             probe.step(0)
         else:
-            for stop in train_model(m, dataset.facts, train, seed, progress):
+            for stop in training(m, dataset.facts, train, seed, progress):
                 if stop.step == train.steps:
                     verify_shift(m, [pair.forward for pair in probe.pairs.get("swapped", [])])
                 probe.step(stop.step, stop.loss)
