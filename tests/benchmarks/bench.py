@@ -6,6 +6,7 @@ times only. The neighbours' rows need the extra ``bench``.
 """
 
 import argparse
+import copy
 import importlib.util
 import json
 import logging
@@ -289,7 +290,7 @@ class Answerer(nn.Module):
 def both_ways(m: LoadedModel, pairs: Sequence[QueryPair]) -> tuple[Answerer, list[tuple[Tensor, Tensor]]]:
     batches = [collate(m, [getattr(pair, way) for pair in pairs]) for way in ("forward", "reverse")]
     row = int(batches[0].row[0])
-    return Answerer(m.model, row), [(batch.input_ids, batch.targets[:, 0]) for batch in batches]
+    return Answerer(copy.deepcopy(m.model), row), [(batch.input_ids, batch.targets[:, 0]) for batch in batches]
 
 
 def with_opacus(m: LoadedModel, pairs: Sequence[QueryPair]) -> Callable[[], object]:
