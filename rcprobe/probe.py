@@ -1,7 +1,9 @@
 """``Probe``: measure a model at the steps of anybody's training loop."""
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from copy import copy
 
 from rcprobe.errors import PluginError
 from rcprobe.facts import Dataset, Fact, Pairing, QueryPair
@@ -10,15 +12,18 @@ from rcprobe.measured import Measured, PairTable, Step
 from rcprobe.metrics import Metric
 from rcprobe.plugins import registry
 from rcprobe.probing.engine import Observation, observe
+from rcprobe.progress import Passes, Progress
 from rcprobe.queries import encode
+
+Table = tuple[Pairing, bool]
 
 
 class Probe:
     """Facts put to a model, once a ``step``; ``report`` judges what was seen.
 
     ``metrics`` are names or ``Metric`` objects; None takes every registered one. Gradients are read for one
-    template pair a fact and distance (the middle one), everything else for all pairs. ``trained`` says whether the
-    steps belong to a training whose growth counts.
+    template pair a fact and distance (the middle one), everything else for all pairs. ``progress`` hears of forward
+    passes, done and expected.
     """
 
     def __init__(
@@ -29,6 +34,7 @@ class Probe:
         *,
         seed: int = 0,
         batch_size: int = 256,
+        progress: Progress | None = None,
     ) -> None:
         self.m, self.seed, self.batch_size = m, seed, batch_size
         self.dataset = facts if isinstance(facts, Dataset) else Dataset("facts", tuple(facts))
@@ -36,20 +42,30 @@ class Probe:
         self.steps: list[Step] = []
         pairings = dict.fromkeys(pairing for metric in self.metrics for pairing in metric.pairings)
         self.pairs: dict[Pairing, list[QueryPair]] = {p: encode(m, self.dataset.facts, p) for p in pairings}
-        self._tables: dict[tuple[Pairing, bool], tuple[list[QueryPair], PairTable]] = {}
+        self._tables: dict[Table, tuple[list[QueryPair], PairTable]] = {}
         for pairing, pairs in self.pairs.items():
             few = one_per_distance(pairs)
             self._tables[pairing, False] = (pairs, PairTable.of(pairs))
             self._tables[pairing, True] = (few, PairTable.of(few))
+        expected = sum(2 * math.ceil(len(pairs) / batch_size) for pairs, _ in self._tables.values())
+        self._passes = Passes(m.model, expected, progress)
 
     def step(self, step: int, loss: float | None = None) -> Step:
         """Measure every metric now, keep it under this step's number, and tell observers."""
+        with self._passes.counted():
+            found = self.measure(step, loss)
+        self.steps.append(found)
+        registry().notify("step_finished", step=found)
+        return found
+
+    def measure(self, step: int, loss: float | None = None) -> Step:
+        """Measure every metric now, and neither keep it nor tell anybody."""
         measured: list[Measured] = []
         accuracy: dict[str, Mapping[str, tuple[float, float]]] = {}
         excluded: dict[str, Mapping[str, int]] = {}
         skipped: dict[str, str] = {}
         for (pairing, gradients), (pairs, table) in self._tables.items():
-            wanted = [m for m in self.metrics if pairing in m.pairings and ("gradients" in m.reads) == gradients]
+            wanted = self._wanted(pairing, gradients)
             if not wanted and gradients:
                 continue
             reads = frozenset({"log_probs"} if not gradients else ()).union(*(m.reads for m in wanted))
@@ -73,10 +89,23 @@ class Probe:
                         measured.append(Measured(metric.name, pairing, self.seed, step, columns, table))
                 if reason is not None:
                     skipped[f"{metric.name} ({pairing})"] = reason
-        found = Step(self.seed, step, loss, tuple(measured), accuracy, excluded, skipped)
-        self.steps.append(found)
-        registry().notify("step_finished", step=found)
-        return found
+        return Step(self.seed, step, loss, tuple(measured), accuracy, excluded, skipped)
+
+    @property
+    def tables(self) -> dict[Table, list[QueryPair]]:
+        """The pairs of each reading that a step takes, by (pairing, whether it is the one of gradients)."""
+        return {key: pairs for key, (pairs, _) in self._tables.items() if self._wanted(*key) or not key[1]}
+
+    def sample(self, table: Table, size: int) -> "Probe":
+        """A probe of one table alone, and of so many of its pairs, evenly chosen from those that can be asked."""
+        pairs = [pair for pair in self._tables[table][0] if pair.unsupported is None] or self._tables[table][0]
+        few = [pairs[i * len(pairs) // size] for i in range(min(size, len(pairs)))]
+        probe = copy(self)
+        probe.steps, probe._tables = [], {table: (few, PairTable.of(few))}
+        return probe
+
+    def _wanted(self, pairing: Pairing, gradients: bool) -> list[Metric]:
+        return [m for m in self.metrics if pairing in m.pairings and ("gradients" in m.reads) == gradients]
 
     def _why_not(self, metric: Metric, seen: Observation) -> str | None:
         if len(seen.excluded) == len(seen.pairs):

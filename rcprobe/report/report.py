@@ -1,9 +1,8 @@
 """``Report``: signatures with verdicts, accuracy, and every measured value as a frame."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from rcprobe.errors import UsageError
 from rcprobe.facts import Dataset
+from rcprobe.files import strict
 from rcprobe.measured import Measured, Step
 from rcprobe.metrics import Metric
 from rcprobe.signatures import Signature, find, judge_all
@@ -37,7 +37,7 @@ class Report:
 
     ``signatures`` are keyed by metric, with the pairing behind it for any but the metric's first; ``accuracy`` maps
     pairing → reading → per-seed (forward, reverse) at the last step; ``notes`` are what a reader must know first;
-    ``info`` says how the run was made (versions, settings, fingerprints).
+    ``info`` says how the run was made (versions, settings, fingerprints); ``folder`` is where the run is kept.
     """
 
     dataset: Dataset
@@ -47,6 +47,17 @@ class Report:
     excluded: Mapping[str, Mapping[str, int]]
     notes: tuple[str, ...]
     info: Mapping[str, Any]
+    folder: Path | None = field(default=None, compare=False)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Report":
+        """The report of a finished run, number for number, from the folder that it was kept in.
+
+        Raises ``RunError`` for a run that isn't finished, is damaged (naming the file), or of a newer rcprobe.
+        """
+        from rcprobe.report.saved import load_report
+
+        return load_report(folder)
 
     def frame(self, metric: str | None = None) -> "pd.DataFrame":
         """Every measured value, one row a value: seed, step, metric, pairing, fact, texts, distances, layer, head.
@@ -100,13 +111,13 @@ class Report:
             "excluded": {pairing: dict(reasons) for pairing, reasons in self.excluded.items()},
             "seeds": [{"seed": r.seed, "failure": r.failure, "fingerprint": r.fingerprint} for r in self.runs],
         }
-        return _strict(plain)  # type: ignore[no-any-return]
+        return strict(plain)  # type: ignore[no-any-return]
 
     def save(self, folder: str | Path) -> None:
-        """Write ``report.json`` and ``values.csv`` into a folder that is new or empty."""
-        folder = new_folder(folder)
-        (folder / "report.json").write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
-        self.frame().to_csv(folder / "values.csv", index=False)
+        """Write ``report.json`` and ``values.csv`` into a folder that is new or empty, each whole."""
+        from rcprobe.report.saved import save_report
+
+        save_report(self, new_folder(folder))
 
 
 _KEYS = [
@@ -222,13 +233,3 @@ def _forward(step: Step, reading: str) -> float:
 
 def _pick(step: Step, metric: str, pairing: str) -> Measured | None:
     return next((m for m in step.measured if m.metric == metric and m.pairing == pairing), None)
-
-
-def _strict(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _strict(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(item) for item in value]
-    if isinstance(value, float | np.floating):
-        return float(value) if math.isfinite(value) else None
-    return value

@@ -1,0 +1,68 @@
+"""A report in a run's folder: written for other programs, read back number for number."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rcprobe.errors import RunError
+from rcprobe.files import read_json, whole, write_json
+from rcprobe.metrics import Condition
+from rcprobe.report.report import Report, SeedRun
+from rcprobe.signatures import Finding, Signature
+from rcprobe.statistics import Estimate
+from rcprobe.step_files import number
+from rcprobe.store import REPORT, RunFolder
+
+VALUES = "values.csv"
+
+
+def save_report(report: Report, folder: Path) -> None:
+    """Write ``report.json`` and ``values.csv``, each whole. Raises ``RunError``."""
+    write_json(folder / REPORT, report.to_dict())
+    with whole(folder / VALUES) as temporary:
+        report.frame().to_csv(temporary, index=False)
+
+
+def load_report(folder: str | Path | RunFolder) -> Report:
+    """The report of a finished run. Raises ``RunError`` if it isn't finished, or naming a file that is damaged.
+
+    The verdicts are those that were given when the run finished; nothing is judged anew.
+    """
+    kept = folder if isinstance(folder, RunFolder) else RunFolder(Path(folder))
+    kept.check()
+    runs = []
+    for seed in kept.seeds():
+        result = kept.seed(seed).result()
+        runs.append(SeedRun(seed, result.steps, result.failure, result.fingerprint))
+    found = read_json(kept.path / REPORT)
+    try:
+        return Report(
+            kept.dataset(),
+            tuple(runs),
+            {name: _signature(signature) for name, signature in found["signatures"].items()},
+            {pairing: _accuracy(readings) for pairing, readings in found["accuracy"].items()},
+            found["excluded"],
+            tuple(found["notes"]),
+            found["info"],
+            kept.path,
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RunError(f"{kept.path / REPORT}: isn't what rcprobe writes ({type(error).__name__}: {error})") from error
+
+
+def _signature(found: Mapping[str, Any]) -> Signature:
+    return Signature(**{**found, "findings": tuple(_finding(finding) for finding in found["findings"])})
+
+
+def _finding(found: Mapping[str, Any]) -> Finding:
+    condition = Condition(**{**found["condition"], "columns": tuple(found["condition"]["columns"])})
+    rest = {name: value for name, value in found.items() if name not in ("condition", "estimate")}
+    return Finding(condition, Estimate(**_defined(found["estimate"])), **_defined(rest))
+
+
+def _defined(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: number(value) for name, value in fields.items()}
+
+
+def _accuracy(readings: Mapping[str, Any]) -> dict[str, tuple[tuple[float, float], ...]]:
+    return {name: tuple((number(f), number(r)) for f, r in seeds) for name, seeds in readings.items()}
