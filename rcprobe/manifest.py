@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -92,12 +93,15 @@ def describe(
         "attention": getattr(m.config, "_attn_implementation", None),
         "revision": getattr(m.config, "_commit_hash", None),
         "plugins": dict(sorted(plugins)),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in PACKAGES},
-        },
+        "versions": versions(),
         "threads": torch.get_num_threads(),
     }
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Python's version, and those of the packages that numbers come from."""
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}}
 
 
 def config_of(

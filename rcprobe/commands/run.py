@@ -156,7 +156,7 @@ def _tell_what_is_there(out: str | None) -> None:
 
 def _no_progress_bars() -> None:
     """transformers and the hub draw bars into pipes too."""
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()

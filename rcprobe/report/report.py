@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rcprobe.errors import UsageError
 from rcprobe.facts import Dataset
@@ -70,36 +71,37 @@ class Report:
         names = sorted({m.metric for m in measured})
         if metric is not None and metric not in names:
             raise UsageError(f"no metric {metric!r} was measured; measured: {', '.join(names) or 'none'}")
-        frames = [self._rows(m) for m in measured if metric in (None, m.metric)]
-        if metric is None:
-            keys = _KEYS
-            frames = [f.melt(keys, var_name="column", value_name="value") for f in frames]
-        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*_KEYS, "column", "value"])
+        wanted = [m for m in measured if metric in (None, m.metric)]
+        if not wanted:
+            return pd.DataFrame(columns=[*_KEYS, "column", "value"])
+        if metric is not None:
+            return pd.concat([pd.DataFrame(self._keys(m) | _values(m)) for m in wanted], ignore_index=True)
+        parts = [_stacked(self._keys(m), _values(m)) for m in wanted]
+        return pd.DataFrame({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
 
-    def _rows(self, measured: Measured) -> "pd.DataFrame":
-        import pandas as pd
-
-        shape = next((c.shape for c in measured.columns.values() if c.ndim == 3), (len(measured.table.fact),))
+    def _keys(self, measured: Measured) -> "_Columns":
+        shape = _shape(measured)
         cells = math.prod(shape[1:])
         repeat = np.repeat(np.arange(shape[0]), cells)
-        layer, head = np.divmod(np.tile(np.arange(cells), shape[0]), shape[2]) if len(shape) == 3 else (-1, -1)
+        everywhere = np.full(len(repeat), -1)
+        layer, head = (
+            np.divmod(np.tile(np.arange(cells), shape[0]), shape[2]) if len(shape) == 3 else (everywhere, everywhere)
+        )
         facts, table = self.dataset.facts, measured.table
-        keys = {
-            "seed": measured.seed,
-            "step": measured.step,
-            "metric": measured.metric,
-            "pairing": measured.pairing,
+        return {
+            "seed": np.full(len(repeat), measured.seed),
+            "step": np.full(len(repeat), measured.step),
+            "metric": np.full(len(repeat), measured.metric, dtype=object),
+            "pairing": np.full(len(repeat), measured.pairing, dtype=object),
             "fact": table.fact[repeat],
-            "a": [facts[i].a for i in table.fact[repeat]],
-            "b": [facts[i].b for i in table.fact[repeat]],
+            "a": np.array([fact.a for fact in facts], dtype=object)[table.fact[repeat]],
+            "b": np.array([fact.b for fact in facts], dtype=object)[table.fact[repeat]],
             "template": table.template[repeat],
             "delta_forward": table.delta_forward[repeat],
             "delta_reverse": table.delta_reverse[repeat],
             "layer": layer,
             "head": head,
         }
-        columns = {n: (c.reshape(-1) if c.ndim == 3 else c[repeat]) for n, c in measured.columns.items()}
-        return pd.DataFrame({**keys, **columns})
 
     def to_dict(self) -> dict[str, Any]:
         """The report without its rows, ready for strict JSON: undefined numbers are None."""
@@ -134,6 +136,27 @@ _KEYS = [
     "layer",
     "head",
 ]
+
+
+_Columns = dict[str, NDArray[Any]]
+
+
+def _shape(measured: Measured) -> tuple[int, ...]:
+    return next((c.shape for c in measured.columns.values() if c.ndim == 3), (len(measured.table.fact),))
+
+
+def _values(measured: Measured) -> _Columns:
+    """Every column of a metric as long as it has cells: what a pair has alone is repeated over layers and heads."""
+    cells = math.prod(_shape(measured)[1:])
+    return {n: c.reshape(-1) if c.ndim == 3 else np.repeat(c, cells) for n, c in measured.columns.items()}
+
+
+def _stacked(keys: _Columns, values: _Columns) -> _Columns:
+    """One row a value, column after column."""
+    names = np.array(list(values), dtype=object)
+    long = {name: np.tile(key, len(values)) for name, key in keys.items()}
+    rows = len(keys["fact"])
+    return {**long, "column": np.repeat(names, rows), "value": np.concatenate([*values.values(), np.empty(0)])}
 
 
 def new_folder(folder: str | Path) -> Path:
