@@ -91,8 +91,7 @@ class RunConfig:
 
         if "steps" not in self.train:
             raise UsageError("training: steps is missing; add it to [train], or give --steps")
-        lists = {name: tuple(value) for name, value in self.train.items() if isinstance(value, list)}
-        return TrainConfig(**{**self.train, **lists})
+        return TrainConfig(**{name: _as(TRAIN_KEYS[name], value) for name, value in self.train.items()})
 
 
 def read_config(path: str | Path) -> RunConfig:
@@ -122,6 +121,13 @@ def _from_manifest(path: Path, manifest: Any) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise UsageError(f"{path}: this run was made of Python objects (a model, facts or a metric); repeat it there")
     return config
+
+
+def _as(kind: str, value: Any) -> Any:
+    """1 is a number too, and a list is kept as what can't change."""
+    if isinstance(value, list):
+        return tuple(map(float, value)) if kind == "a list of numbers" else tuple(value)
+    return float(value) if kind == "a number" else value
 
 
 def _check(path: Path, table: Mapping[str, Any], known: Mapping[str, str], prefix: str) -> None:
