@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rcprobe.errors import UnknownNameError, UsageError
 
 if TYPE_CHECKING:
+    from rcprobe.probing.sizes import BatchSize
     from rcprobe.training import TrainConfig
 
 
@@ -26,6 +27,7 @@ KINDS: Mapping[str, Callable[[Any], bool]] = {
     "a text": _is(str),
     "a whole number": _is(int),
     "a number": _is(int, float),
+    'a whole number or "auto"': lambda value: value == "auto" or _is(int)(value),
     "a table": _is(dict),
     "a list of texts": _all(str),
     "a list of whole numbers": _all(int),
@@ -39,7 +41,7 @@ KEYS = {
     "metrics": "a list of texts",
     "seeds": "a whole number",
     "limit": "a whole number",
-    "batch_size": "a whole number",
+    "batch_size": 'a whole number or "auto"',
     "device": "a text",
     "dtype": "a text",
     "out": "a text",
@@ -72,7 +74,7 @@ class RunConfig:
     train: Mapping[str, Any] = field(default_factory=dict)
     seeds: int = 1
     limit: int | None = None
-    batch_size: int = 256
+    batch_size: "BatchSize" = "auto"
     device: str = "cpu"
     dtype: str | None = None
     out: str | None = None

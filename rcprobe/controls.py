@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,17 +31,6 @@ class Assignment:
     rounds: int
     blocks: tuple[tuple[int, ...], ...]
 
-    def batches(self, size: int) -> Iterator[list[int]]:
-        """Whole blocks together, up to ``size`` pairs (a single block may hold more)."""
-        batch: list[int] = []
-        for block in self.blocks:
-            if batch and len(batch) + len(block) > size:
-                yield batch
-                batch = []
-            batch += block
-        if batch:
-            yield batch
-
     def within(self, indices: Sequence[int]) -> "Assignment":
         """The assignment of the given pairs, partners numbered among them; they must be whole blocks."""
         place = {i: n for n, i in enumerate(indices)}
@@ -54,11 +43,11 @@ def assign(pairs: Sequence[QueryPair], count: int, seed: int = 0) -> Assignment:
     """Choose ``count`` controls for each pair that can be asked, among pairs of its stratum that share nothing with it.
 
     A partner has the same template pair, token counts, distances and lengths; it is of another cluster of facts,
-    and no word of its entities or answers is one of the pair's (a shared surname would give evidence away). A
-    quarter of the controls, at least one, ask the same target from other evidence, as many another target from the
-    same evidence, the rest another fact.
+    and no word of its entities or answers is one of the pair's (a shared surname would give evidence away). An
+    eighth of the controls, at least one, ask the same target from other evidence (each costs a backward pass), as
+    many another target from the same evidence, the rest another fact.
     """
-    rounds = min(max(1, count // 4), count // 2)
+    rounds = min(max(1, count // 8), count // 2)
     kinds = ("same_target", "other_target") * rounds + ("other_fact",) * (count - 2 * rounds)
     partner = torch.full((len(pairs), count), -1)
     blocks = _blocks(pairs, seed)
@@ -71,7 +60,8 @@ def assign(pairs: Sequence[QueryPair], count: int, seed: int = 0) -> Assignment:
                 partner[i, 2 * r + 1] = j
                 if partner[j, 2 * r] < 0:
                     partner[j, 2 * r] = i
-            for k, j in enumerate(free[: count - 2 * rounds]):
+            # from behind, where those stand whose evidence is lent: what is read of a partner is read once
+            for k, j in enumerate(free[::-1][: count - 2 * rounds]):
                 partner[i, 2 * rounds + k] = j
     return Assignment(kinds, partner, rounds, blocks)
 

@@ -12,7 +12,8 @@ import torch
 from rcprobe.facts import Dataset
 from rcprobe.loaded import LoadedModel
 from rcprobe.metrics import Metric
-from rcprobe.probe import Probe, Table
+from rcprobe.probe import Ask, Probe
+from rcprobe.probing.sizes import BatchSize
 from rcprobe.training import TrainConfig, train
 
 FEW, MORE = 4, 32  # pairs in the two readings that are timed
@@ -28,8 +29,8 @@ HOW = (
 class Cost:
     """What a run asks for.
 
-    ``pairs``: pairing → (pairs that can be asked, all pairs); ``batches`` of one probe, those for gradients counted
-    too; ``probes`` and training ``steps`` over all seeds; ``seconds`` in all; ``memory`` in bytes at the peak.
+    ``pairs``: pairing → (pairs that can be asked, all pairs); ``batches`` of one probe, about; ``probes`` and training
+    ``steps`` over all seeds; ``seconds`` in all; ``memory`` in bytes at the peak.
     """
 
     facts: int
@@ -49,7 +50,7 @@ def estimate(
     metrics: Sequence[Metric],
     training: TrainConfig | None,
     seeds: int,
-    batch_size: int = 256,
+    batch_size: BatchSize = "auto",
 ) -> Cost:
     """Count what a run will do, and time a little of it. The model keeps its weights.
 
@@ -59,17 +60,18 @@ def estimate(
     probes = seeds * (len(training.probed()) if training else 1)
     steps = seeds * training.steps if training else 0
     step_seconds = _step_seconds(m, dataset, training) if training else 0.0
-    sizes = {key: len(pairs) for key, pairs in probe.tables.items()}
-    batches = {key: math.ceil(size / batch_size) for key, size in sizes.items()}
-    probe_seconds, more_memory = 0.0, 0.0
-    for key, size in sizes.items():
-        (per_batch, per_pair), growth = _fit(m, probe, key, size)
-        probe_seconds += batches[key] * per_batch + size * per_pair
-        more_memory = max(more_memory, growth * (min(size, batch_size) - MORE))
+    batches, probe_seconds, more_memory = 0, 0.0, 0.0
+    for ask in probe.asked:
+        together = max(probe.batch(ask) // 2, 1)  # pairs: a batch counts prompts
+        count = math.ceil(len(ask.pairs) / together)
+        (per_batch, per_pair), growth = _fit(m, probe, ask)
+        batches += count
+        probe_seconds += count * per_batch + len(ask.pairs) * per_pair
+        more_memory = max(more_memory, growth * (min(len(ask.pairs), together) - MORE))
     return Cost(
         facts=len(dataset.facts),
         pairs={name: (sum(p.unsupported is None for p in pairs), len(pairs)) for name, pairs in probe.pairs.items()},
-        batches=sum(batches.values()),
+        batches=batches,
         probes=probes,
         steps=steps,
         parameters=sum(p.numel() for p in m.model.parameters()),
@@ -78,13 +80,13 @@ def estimate(
     )
 
 
-def _fit(m: LoadedModel, probe: Probe, table: Table, size: int) -> tuple[tuple[float, float], float]:
-    """Seconds for each batch and each pair of a table, and bytes for each pair."""
+def _fit(m: LoadedModel, probe: Probe, ask: Ask) -> tuple[tuple[float, float], float]:
+    """Seconds for each batch and each pair of an ask, and bytes for each pair."""
 
     def read(n: int) -> None:
-        probe.sample(table, n).measure(0)
+        probe.sample(ask, n).measure(0)
 
-    few, more = min(FEW, size), min(MORE, size)
+    few, more = min(FEW, len(ask.pairs)), min(MORE, len(ask.pairs))
     read(few)  # what is done once, is done now
     first = _timed(read, few)
     low = _peak(m)

@@ -20,6 +20,7 @@ from rcprobe.files import strict
 from rcprobe.loaded import LoadedModel
 from rcprobe.metrics import Metric
 from rcprobe.plugins import registry
+from rcprobe.probing.sizes import BatchSize
 from rcprobe.store import SCHEMA, dataset_json
 from rcprobe.training import TrainConfig
 
@@ -32,7 +33,7 @@ def make_manifest(
     metrics: Sequence[Metric],
     seeds: Sequence[int],
     train: TrainConfig | None,
-    batch_size: int,
+    batch_size: BatchSize,
     *,
     config: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
@@ -69,7 +70,7 @@ def describe(
     metrics: Sequence[Metric],
     seeds: Sequence[int],
     train: TrainConfig | None,
-    batch_size: int,
+    batch_size: BatchSize,
 ) -> dict[str, Any]:
     """How a run was made: what repeats it, and nothing of the machine's paths."""
     plugins = {(e.origin.distribution, e.origin.version) for e in registry().entries}
@@ -110,7 +111,7 @@ def config_of(
     metrics: Sequence[Metric],
     seeds: Sequence[int],
     train: TrainConfig | None,
-    batch_size: int,
+    batch_size: BatchSize,
     limit: int | None,
 ) -> dict[str, Any] | None:
     """The configuration that ``rcprobe run --config`` takes to do the same, ``dataset`` being the one before ``limit``.

@@ -1,9 +1,9 @@
 """``Probe``: measure a model at the steps of anybody's training loop."""
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from copy import copy
+from dataclasses import dataclass, replace
 
 from rcprobe.errors import PluginError
 from rcprobe.facts import Dataset, Fact, Pairing, QueryPair
@@ -12,10 +12,20 @@ from rcprobe.measured import Measured, PairTable, Step
 from rcprobe.metrics import Metric
 from rcprobe.plugins import registry
 from rcprobe.probing.engine import Observation, observe
+from rcprobe.probing.sizes import BatchSize, resolve
 from rcprobe.progress import Passes, Progress
 from rcprobe.queries import encode
 
-Table = tuple[Pairing, bool]
+
+@dataclass(frozen=True)
+class Ask:
+    """What one pass is asked; ``whole`` where it sees every pair of its pairing."""
+
+    pairing: Pairing
+    pairs: list[QueryPair]
+    table: PairTable
+    metrics: list[Metric]
+    whole: bool
 
 
 class Probe:
@@ -33,22 +43,31 @@ class Probe:
         metrics: Sequence[str | Metric] | None = None,
         *,
         seed: int = 0,
-        batch_size: int = 256,
+        batch_size: BatchSize = "auto",
         progress: Progress | None = None,
     ) -> None:
         self.m, self.seed, self.batch_size = m, seed, batch_size
         self.dataset = facts if isinstance(facts, Dataset) else Dataset("facts", tuple(facts))
         self.metrics = resolve_metrics(metrics)
         self.steps: list[Step] = []
+        self.batch_used = 0
         pairings = dict.fromkeys(pairing for metric in self.metrics for pairing in metric.pairings)
         self.pairs: dict[Pairing, list[QueryPair]] = {p: encode(m, self.dataset.facts, p) for p in pairings}
-        self._tables: dict[Table, tuple[list[QueryPair], PairTable]] = {}
-        for pairing, pairs in self.pairs.items():
-            few = one_per_distance(pairs)
-            self._tables[pairing, False] = (pairs, PairTable.of(pairs))
-            self._tables[pairing, True] = (few, PairTable.of(few))
-        expected = sum(2 * math.ceil(len(pairs) / batch_size) for pairs, _ in self._tables.values())
-        self._passes = Passes(m.model, expected, progress)
+        self.asked = [ask for pairing, pairs in self.pairs.items() for ask in self._asks(pairing, pairs)]
+        self._passes = Passes(m.model, 2 * len(self.asked), progress)
+
+    def _asks(self, pairing: Pairing, pairs: list[QueryPair]) -> "list[Ask]":
+        """One pass for everything where gradients are read of every pair, one more for theirs where of fewer."""
+        mine = [metric for metric in self.metrics if pairing in metric.pairings]
+        deep = [metric for metric in mine if "gradients" in metric.reads]
+        few = one_per_distance(pairs)
+        if not deep or len(few) == len(pairs):
+            return [Ask(pairing, pairs, PairTable.of(pairs), mine, True)]
+        plain = [metric for metric in mine if metric not in deep]
+        return [
+            Ask(pairing, pairs, PairTable.of(pairs), plain, True),
+            Ask(pairing, few, PairTable.of(few), deep, False),
+        ]
 
     def step(self, step: int, loss: float | None = None) -> Step:
         """Measure every metric now, keep it under this step's number, and tell observers."""
@@ -64,21 +83,20 @@ class Probe:
         accuracy: dict[str, Mapping[str, tuple[float, float]]] = {}
         excluded: dict[str, Mapping[str, int]] = {}
         skipped: dict[str, str] = {}
-        for (pairing, gradients), (pairs, table) in self._tables.items():
-            wanted = self._wanted(pairing, gradients)
-            if not wanted and gradients:
-                continue
-            reads = frozenset({"log_probs"} if not gradients else ()).union(*(m.reads for m in wanted))
+        for ask in self.asked:
+            pairing = ask.pairing
+            reads = frozenset({"log_probs"} if ask.whole else ()).union(*(m.reads for m in ask.metrics))
             if "storage" in reads and self.m.adapter.ov_circuit is None:
                 reads -= {"storage"}
-            seen = observe(self.m, pairs, read=reads, batch_size=self.batch_size, candidates=self.dataset.readings)
-            broken = Counter(reason for reason in seen.excluded.values() if "gradient" in reason)
-            if broken:
-                excluded[f"{pairing}, gradients"] = broken
-            if not gradients:
+            candidates = self.dataset.readings
+            seen = observe(self.m, ask.pairs, read=reads, batch_size=self.batch_size, candidates=candidates)
+            self.batch_used = min(self.batch_used or seen.batch_size, seen.batch_size)
+            if ask.whole:
                 excluded[pairing] = Counter(seen.excluded.values())
                 accuracy[pairing] = _accuracy(seen)
-            for metric in wanted:
+            elif broken := Counter(reason for reason in seen.excluded.values() if "gradient" in reason):
+                excluded[f"{pairing}, gradients"] = broken
+            for metric in ask.metrics:
                 reason = self._why_not(metric, seen)
                 if reason is None:
                     try:
@@ -86,26 +104,29 @@ class Probe:
                     except Exception as error:  # noqa: BLE001 - a metric's fault must not end a long run
                         reason = f"it raised {type(error).__name__}: {error}"
                     else:
-                        measured.append(Measured(metric.name, pairing, self.seed, step, columns, table))
+                        measured.append(Measured(metric.name, pairing, self.seed, step, columns, ask.table))
                 if reason is not None:
                     skipped[f"{metric.name} ({pairing})"] = reason
         return Step(self.seed, step, loss, tuple(measured), accuracy, excluded, skipped)
 
-    @property
-    def tables(self) -> dict[Table, list[QueryPair]]:
-        """The pairs of each reading that a step takes, by (pairing, whether it is the one of gradients)."""
-        return {key: pairs for key, (pairs, _) in self._tables.items() if self._wanted(*key) or not key[1]}
-
-    def sample(self, table: Table, size: int) -> "Probe":
-        """A probe of one table alone, and of so many of its pairs, evenly chosen from those that can be asked."""
-        pairs = [pair for pair in self._tables[table][0] if pair.unsupported is None] or self._tables[table][0]
+    def sample(self, ask: Ask, size: int) -> "Probe":
+        """A probe of one ask alone, and of so many of its pairs, evenly chosen from those that can be asked."""
+        pairs = [pair for pair in ask.pairs if pair.unsupported is None] or ask.pairs
         few = [pairs[i * len(pairs) // size] for i in range(min(size, len(pairs)))]
         probe = copy(self)
-        probe.steps, probe._tables = [], {table: (few, PairTable.of(few))}
+        probe.steps, probe.asked = [], [replace(ask, pairs=few, table=PairTable.of(few))]
         return probe
 
-    def _wanted(self, pairing: Pairing, gradients: bool) -> list[Metric]:
-        return [m for m in self.metrics if pairing in m.pairings and ("gradients" in m.reads) == gradients]
+    def batch(self, ask: Ask) -> int:
+        """How many prompts one pass of an ask would take now."""
+        queries = [query for pair in ask.pairs for query in (pair.forward, pair.reverse)]
+        length = max((len(query.input_ids) for query in queries), default=0)
+        gradients = any("gradients" in metric.reads for metric in ask.metrics)
+        return resolve(self.m, self.batch_size, max(length, 1), gradients=gradients)
+
+    def settle(self) -> int:
+        """How many prompts go through at once if it is to be one number: the least that any ask would take now."""
+        return min(map(self.batch, self.asked))
 
     def _why_not(self, metric: Metric, seen: Observation) -> str | None:
         if len(seen.excluded) == len(seen.pairs):

@@ -15,6 +15,7 @@ from rcprobe.metrics import Metric
 from rcprobe.model_files import load_model, save_model
 from rcprobe.plugins import registry
 from rcprobe.probe import Probe, resolve_metrics
+from rcprobe.probing.sizes import BatchSize
 from rcprobe.probing.verify import verify_shift
 from rcprobe.progress import Display
 from rcprobe.report import Report, SeedRun, build, load_report, save_report
@@ -34,7 +35,7 @@ def run(
     train: TrainConfig | None = None,
     seeds: int = 1,
     limit: int | None = None,
-    batch_size: int = 256,
+    batch_size: BatchSize = "auto",
     out: str | Path | None = None,
     resume: Literal["auto", "never"] = "auto",
     fresh: bool = False,
@@ -73,7 +74,7 @@ def run(
             runs = _run_seeds(m, data, chosen, numbers, train, batch_size, display, kept)
         if kept is not None and kept.finished():
             return load_report(kept)
-        report = summarise(m, data, chosen, runs, train=train, batch_size=batch_size)
+        report = summarise(m, data, chosen, runs, train=train)
         if kept is not None:
             save_report(report, kept.path)
             kept.finish()
@@ -88,7 +89,7 @@ def _run_seeds(
     metrics: Sequence[Metric],
     seeds: range,
     train: TrainConfig | None,
-    batch_size: int,
+    batch_size: BatchSize,
     display: Display,
     kept: RunFolder | None,
 ) -> list[SeedRun]:
@@ -117,7 +118,7 @@ def run_seed(
     metrics: Sequence[Metric],
     train: TrainConfig | None,
     seed: int,
-    batch_size: int = 256,
+    batch_size: BatchSize = "auto",
     progress: Progress | None = None,
     *,
     probing: Progress | None = None,
@@ -134,6 +135,8 @@ def run_seed(
             load_model(m, kept.model, run.fingerprint)
         return run
     probe = Probe(m, dataset, metrics, seed=seed, batch_size=batch_size, progress=probing)
+    if kept is not None:
+        probe.batch_size = probe.batch_used = kept.batch_size(probe.settle)
     failure = None
     try:
         if train is not None:
@@ -148,8 +151,8 @@ def run_seed(
     if kept is not None:
         if train is not None and failure is None:
             save_model(m, kept.model)
-        kept.finish(failure, fingerprint, [step.step for step in probe.steps])
-    return SeedRun(seed, tuple(probe.steps), failure, fingerprint)
+        kept.finish(failure, fingerprint, [step.step for step in probe.steps], probe.batch_used)
+    return SeedRun(seed, tuple(probe.steps), failure, fingerprint, probe.batch_used)
 
 
 def _train(
@@ -183,7 +186,7 @@ def _queries(probe: Probe, direction: Direction) -> list[Query]:
 
 def _kept_seed(seed: int, kept: SeedFolder) -> SeedRun:
     result = kept.result()
-    return SeedRun(seed, result.steps, result.failure, result.fingerprint)
+    return SeedRun(seed, result.steps, result.failure, result.fingerprint, result.batch_size)
 
 
 def summarise(
@@ -193,10 +196,10 @@ def summarise(
     runs: Sequence[SeedRun],
     *,
     train: TrainConfig | None,
-    batch_size: int = 256,
 ) -> Report:
     """Judge seeds that were run, wherever they ran."""
     groups = next(iter(dataset.readings.values()), ())
+    size = min((run.batch_size for run in runs), default=0)
     chance = 1 / (min(len(group) for group in groups) if groups else m.vocabulary)
     return build(
         dataset,
@@ -204,7 +207,7 @@ def summarise(
         runs,
         chance=chance,
         identities=m.adapter.identities(m.model),
-        info=describe(m, dataset, metrics, [run.seed for run in runs], train, batch_size),
+        info=describe(m, dataset, metrics, [run.seed for run in runs], train, size),
     )
 
 

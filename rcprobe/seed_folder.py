@@ -1,30 +1,32 @@
 """The part of a run's folder that belongs to one seed: finished steps, where training stands, the trained weights."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rcprobe.errors import RunError
-from rcprobe.files import inside, make_folder, read_json
+from rcprobe.files import inside, make_folder, read_json, write_json
 from rcprobe.measured import Step
 from rcprobe.step_files import DONE, check_done, load_step, mark_done, save_step, write_safetensors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+BATCH = "batch.json"
 STATE = "state.safetensors"
 MODEL = "model"
 
 
 @dataclass(frozen=True)
 class SeedResult:
-    """A finished seed: its steps in order, why it failed if it did, and the fingerprint of the weights last probed."""
+    """A finished seed: its steps in order, why it failed if it did, the weights last probed, prompts at once."""
 
     steps: tuple[Step, ...]
     failure: str | None
     fingerprint: str
+    batch_size: int
 
 
 @dataclass(frozen=True)
@@ -77,11 +79,22 @@ class SeedFolder:
                 f"{error}; delete {path.parent} to train this seed again, its finished steps stay"
             ) from error
 
-    def finish(self, failure: str | None, fingerprint: str, steps: list[int]) -> None:
+    def batch_size(self, settle: Callable[[], int]) -> int:
+        """How many prompts go through at once: settled when the seed begins, since memory differs when it goes on."""
+        path = self.path / BATCH
+        if not path.exists():
+            make_folder(self.path)
+            write_json(path, {"batch_size": settle()})
+        size = read_json(path).get("batch_size")
+        if not isinstance(size, int):
+            raise RunError(f"{path}: isn't what rcprobe writes (no batch_size)")
+        return size
+
+    def finish(self, failure: str | None, fingerprint: str, steps: list[int], batch_size: int) -> None:
         """Mark the seed finished, or failed for good, with the steps that belong to it. Raises ``RunError``."""
         model = [str(p.relative_to(self.path)) for p in sorted(self.model.glob("*")) if p.is_file()]
         make_folder(self.path)
-        mark_done(self.path, model, failure=failure, fingerprint=fingerprint, steps=steps)
+        mark_done(self.path, model, failure=failure, fingerprint=fingerprint, steps=steps, batch_size=batch_size)
         self._drop_states()
 
     def finished(self) -> bool:
@@ -97,10 +110,11 @@ class SeedFolder:
         """What a finished seed gave. Raises ``RunError`` naming a file that is damaged or missing."""
         marker = check_done(self.path)
         try:
-            steps, failure, fingerprint = marker["steps"], marker["failure"], marker["fingerprint"]
+            failure, fingerprint, size = marker["failure"], marker["fingerprint"], marker["batch_size"]
+            numbers = marker["steps"]
         except KeyError as error:
             raise RunError(f"{self.path / DONE}: {error} is missing") from error
-        return SeedResult(tuple(self.step(number) for number in steps), failure, fingerprint)
+        return SeedResult(tuple(self.step(number) for number in numbers), failure, fingerprint, size)
 
     def _drop_states(self, but: Path | None = None) -> None:
         for folder in self.path.glob("state-*"):

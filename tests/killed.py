@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -92,16 +93,18 @@ def at_random(place, times):
     """Kill at random moments of the time that an unbroken run takes."""
     trial = Trial(place, steps=16, seeds=2, metrics=["storage", "reverse_probability"])
     draw = random.Random(0)
-    moments = [draw.uniform(0.2, 1.2) for _ in range(times)]
+    moments = [draw.uniform(0.1, 1.0) * trial.lasts for _ in range(times)]
 
     def one(i):
-        folder = place / f"random-{i}"
-        pid = trial.start(folder)
-        time.sleep(moments[i] * trial.lasts)
-        os.kill(pid, signal.SIGKILL)  # one that has just ended is still there to be waited for
-        killed = ended(pid) == -signal.SIGKILL
+        folder, killed = place / f"random-{i}", False
+        while not killed:  # one that ended before its moment came is killed earlier
+            shutil.rmtree(folder, ignore_errors=True)
+            pid = trial.start(folder)
+            time.sleep(moments[i])
+            os.kill(pid, signal.SIGKILL)  # one that has ended is still there to be waited for
+            killed = ended(pid) == -signal.SIGKILL
+            moments[i] *= 0.8
         found = {
-            "killed": killed,
             "steps": len(list(folder.glob("seed-*/step-*/done.json"))),
             "states": len(list(folder.glob("seed-*/state-*/done.json"))),
         }

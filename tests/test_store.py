@@ -51,10 +51,20 @@ def test_a_step_counts_with_its_marker_and_a_seed_that_failed_has_no_more_to_com
     (kept.path / "seed-0" / "step-0000005" / "done.json").unlink()
     assert kept.seed(0).numbers() == [0]
     assert kept.progress() == (2, 4)
-    kept.seed(1).finish("it diverged", "f", [0])
+    kept.seed(1).finish("it diverged", "f", [0], 9)
     assert kept.progress() == (2, 3)
     assert kept.seed(1).failure() == "it diverged"
     assert (kept.seed(0).failure(), kept.seed(0).finished()) == (None, False)
+
+
+def test_the_batch_size_is_settled_once(tmp_path):
+    """Free memory decides it, and another batch size gives other last digits."""
+    seed = begun(tmp_path / "x").seed(0)
+    assert seed.batch_size(lambda: 32) == 32
+    assert seed.batch_size(lambda: 64) == 32
+    (seed.path / "batch.json").write_text("{}")
+    with pytest.raises(RunError, match=r"batch\.json"):
+        seed.batch_size(lambda: 1)
 
 
 def test_names_that_are_not_ours_are_no_steps(tmp_path):

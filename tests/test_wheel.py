@@ -105,6 +105,8 @@ def test_it_works_away_from_the_repository(installed):
     for name in ("radd", "rope", "letters", "gradient_alignment"):
         assert name in listed
     assert "demo" in installed("-m", "rcprobe", "--help")
+    kept = "from rcprobe_plugins.studies.published import published; print(len(published('tab4')))"
+    assert installed("-c", kept).strip() == "30"
 
 
 def test_every_bundled_name_and_public_name_is_in_it(installed):

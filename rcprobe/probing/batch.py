@@ -1,7 +1,7 @@
 """Prompts as padded tensors."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Int
@@ -30,26 +30,25 @@ class Batch:
 
 def collate(m: LoadedModel, queries: Sequence[Query]) -> Batch:
     """Pad queries right and move them to the model's device."""
-    ids = [torch.tensor(query.input_ids) for query in queries]
-    pad = torch.nn.utils.rnn.pad_sequence
     device = m.device
-
-    def padded(values: list[Tensor], fill: int = 0) -> Tensor:
-        return pad(values, batch_first=True, padding_value=fill).to(device)
-
+    lengths = torch.tensor([len(query.input_ids) for query in queries])
+    asked = torch.tensor([len(query.rows) for query in queries])
     return Batch(
-        input_ids=padded(ids, m.pad_id),
-        attention_mask=padded([torch.ones_like(x) for x in ids]),
-        rows=padded([torch.tensor(query.rows) for query in queries]),
-        targets=padded([torch.tensor(query.target_ids) for query in queries]),
-        counts=padded([torch.ones(len(query.rows), dtype=torch.bool) for query in queries]),
+        input_ids=_padded([query.input_ids for query in queries], m.pad_id).to(device),
+        attention_mask=(torch.arange(int(lengths.max())) < lengths[:, None]).long().to(device),
+        rows=_padded([query.rows for query in queries]).to(device),
+        targets=_padded([query.target_ids for query in queries]).to(device),
+        counts=(torch.arange(int(asked.max())) < asked[:, None]).to(device),
         row=torch.tensor([query.row for query in queries], device=device),
         evidence=torch.tensor([query.evidence_positions[0] for query in queries], device=device),
     )
 
 
-def in_batches(queries: Sequence[Query], size: int) -> Iterator[list[int]]:
-    """Indices of queries in batches of at most ``size``, prompts of like length together."""
-    order = sorted(range(len(queries)), key=lambda i: len(queries[i].input_ids))
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
+def relabelled(batch: Batch, queries: Sequence[Query]) -> Batch:
+    """The same prompts asked at the same rows for the targets of ``queries``."""
+    return replace(batch, targets=_padded([query.target_ids for query in queries]).to(batch.targets.device))
+
+
+def _padded(rows: Sequence[Sequence[int]], fill: int = 0) -> Int[Tensor, "B L"]:
+    longest = max(len(row) for row in rows)
+    return torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows])

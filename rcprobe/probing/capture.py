@@ -2,18 +2,20 @@
 
 import inspect
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rcprobe.errors import CaptureError
+from rcprobe.errors import CaptureError, UsageError
 from rcprobe.loaded import LoadedModel, evaluating
 from rcprobe.probing.batch import Batch
 from rcprobe.probing.captured import (
     Call,
     Captured,
     head_path,
+    log_softmax,
     model_inputs,
     negative_log_prob,
     read_call,
@@ -29,18 +31,22 @@ def capture(
     batch: Batch,
     *,
     scores: bool = True,
+    logits: bool = True,
     taps: Sequence[str] = (),
     expand_positions: bool = False,
+    layers: Sequence[int] | None = None,
 ) -> Captured:
     """One traced forward pass over a batch.
 
     Reads logits, at the target rows alone (the head runs on no other), each layer's scores at the batch's cells if
-    asked, and what goes in and out of each module of ``taps`` (dotted names), with the graph that made it.
+    asked (``layers`` chooses among those with softmax attention), and what goes in and out of each module of
+    ``taps`` (dotted names), with the graph that made it. Without ``logits`` the pass ends after the last score.
+    Raises ``UsageError`` for a layer that the model lacks.
     """
     import nnsight
 
     wrapper = m.wrapped
-    paths = attention_paths(m.model) if scores else ()
+    paths = _chosen_layers(attention_paths(m.model), layers) if scores else ()
     envoys = _envoys(wrapper)
     head = envoys[head_path(m.model)]
     tapped = [envoys[path] for path in taps]
@@ -53,10 +59,14 @@ def capture(
             source = envoys[path].source
             args, kwargs = getattr(source, _last_call(source.names)).inputs
             cells.append(read_call(args, kwargs, batch))
-        head.input = target_rows(head.input, batch)
-        logits = nnsight.save(wrapper.output.logits)
+        if logits:
+            head.input = target_rows(head.input, batch)
+            answered = nnsight.save(wrapper.output.logits)
+        else:
+            tracer.stop()
     calls = {path: _visits(cache, envoy.path) for path, envoy in zip(taps, tapped, strict=True)} if taps else {}
-    return Captured(logits=logits, calls=calls, **stack(cells, len(batch.row)))
+    found = answered if logits else torch.empty(len(batch.row), 0, 0)
+    return Captured(logits=found, calls=calls, **stack(cells, len(batch.row)))
 
 
 def capture_gradient(m: LoadedModel, batch: Batch, parameters: Sequence[nn.Parameter]) -> list[Tensor | None]:
@@ -65,14 +75,21 @@ def capture_gradient(m: LoadedModel, batch: Batch, parameters: Sequence[nn.Param
 
     wrapper = m.wrapped
     with evaluating(m.model), torch.enable_grad(), wrapper.trace(**model_inputs(m.model, batch)):
-        loss = negative_log_prob(m, target_rows(wrapper.output.logits, batch), batch)
+        loss = negative_log_prob(log_softmax(m, target_rows(wrapper.output.logits, batch)), batch).sum()
         gradients = nnsight.save(torch.autograd.grad(loss, parameters, allow_unused=True))
     return list(gradients)
 
 
 def attention_paths(model: nn.Module) -> tuple[str, ...]:
     """Dotted names of the modules that end in one attention call, in the order they run."""
-    return tuple(path for path, module in model.named_modules() if f"{CALL}(" in _source(type(module)))
+    return tuple(path for path, module in model.named_modules() if f"{CALL}(" in _source(type(module)))  # type: ignore[arg-type]
+
+
+def _chosen_layers(paths: Sequence[str], layers: Sequence[int] | None) -> tuple[str, ...]:
+    wrong = [layer for layer in layers or () if not 0 <= layer < len(paths)]
+    if wrong:
+        raise UsageError(f"layers: {wrong[0]} is none of the model's {len(paths)} with readable scores, from 0")
+    return tuple(paths if layers is None else [paths[layer] for layer in sorted(set(layers))])
 
 
 def _envoys(wrapper: Any) -> dict[str, Any]:
@@ -90,6 +107,7 @@ def _visits(cache: Any, path: str) -> list[Call]:
     return [Call(args, kwargs, output) for (args, kwargs), output in zip(inputs, outputs, strict=True)]
 
 
+@cache
 def _source(module: type[nn.Module]) -> str:
     forward: Any = inspect.unwrap(module.forward)
     try:

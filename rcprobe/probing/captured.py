@@ -1,7 +1,7 @@
 """What a pass over a batch yields, whichever way it was tapped: plain tensors."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,12 +64,16 @@ def target_rows(values: Float[Tensor, "B L X"], batch: Batch) -> Float[Tensor, "
     return values[torch.arange(len(batch.row), device=batch.row.device)[:, None], batch.rows]
 
 
-def negative_log_prob(m: LoadedModel, logits: Float[Tensor, "B T V"], batch: Batch) -> Float[Tensor, ""]:
-    """Σ over prompts and target tokens of −log p(target): the loss whose gradients are compared."""
+def log_softmax(m: LoadedModel, logits: Float[Tensor, "B T V"]) -> Float[Tensor, "B T V"]:
+    """Log-probabilities of the full vocabulary as the family reads it; half precision is raised to float32."""
     rows = m.adapter.logits(logits, m.mask_id)
-    dtype = torch.promote_types(rows.dtype, torch.float32)
-    log_probs = torch.log_softmax(rows.to(dtype), dim=-1).gather(-1, batch.targets[..., None]).squeeze(-1)
-    return -log_probs[batch.counts].sum()
+    return torch.log_softmax(rows.to(torch.promote_types(rows.dtype, torch.float32)), dim=-1)
+
+
+def negative_log_prob(log_probs: Float[Tensor, "B T V"], batch: Batch) -> Float[Tensor, " B"]:
+    """Σ over target tokens of −log p(target) of each prompt: the losses whose gradients are compared."""
+    own = log_probs.gather(-1, batch.targets[..., None]).squeeze(-1)
+    return -own.masked_fill(~batch.counts, 0.0).sum(dim=1)
 
 
 def model_inputs(model: nn.Module, batch: Batch, expand_positions: bool = False) -> dict[str, Any]:
@@ -79,12 +83,18 @@ def model_inputs(model: nn.Module, batch: Batch, expand_positions: bool = False)
     among all prompts (and so add up their gradients).
     """
     inputs: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-    if "use_cache" in inspect.signature(type(model).forward).parameters:
+    if "use_cache" in forward_arguments(model):
         inputs["use_cache"] = False
     if expand_positions:
         length = batch.input_ids.shape[1]
         inputs["position_ids"] = torch.arange(length, device=batch.row.device).expand_as(batch.input_ids).contiguous()
     return inputs
+
+
+def forward_arguments(model: nn.Module) -> Collection[str]:
+    """What a forward pass takes by name; a model in peft's wrapper hands everything on."""
+    wrapped = getattr(model, "get_base_model", None)
+    return inspect.signature(type(wrapped() if wrapped else model).forward).parameters
 
 
 def head_path(model: nn.Module) -> str:

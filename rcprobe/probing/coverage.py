@@ -1,8 +1,8 @@
 """How each parameter's gradients will be read, settled once a model, and checked before any product is formed."""
 
-import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +11,12 @@ from rcprobe.facts import Query
 from rcprobe.loaded import LoadedModel
 from rcprobe.probing.batch import collate
 from rcprobe.probing.capture import capture
-from rcprobe.probing.captured import Captured, head_path
+from rcprobe.probing.captured import Captured, forward_arguments, head_path
 from rcprobe.probing.factors import Factor, Formed, Inputs, Outer, combine, rule_for, uses_of
-from rcprobe.probing.parameters import Named
+from rcprobe.probing.parameters import Named, thawed
 
 PER_QUERY = "gradient of each query"
+UNREAD = "none fits what its adapter does"
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,37 @@ class Coverage:
         return 1 if self.rules[name] == "conv1d" else 0
 
 
-def cover(m: LoadedModel, named: Named, queries: Sequence[Query]) -> Coverage:
+_COVERED: WeakKeyDictionary[nn.Module, dict[tuple[tuple[str, int], ...], Coverage]] = WeakKeyDictionary()
+
+
+def cover(
+    m: LoadedModel, named: Named, queries: Sequence[Query], dense: Sequence[tuple[str, nn.Parameter]] = ()
+) -> Coverage:
     """Choose a rule for each parameter and check it: on a small batch, the factors must add up to autograd's gradient.
 
     The check differentiates a random function of what enters and leaves the head (a head of zeros would hide
-    everything under it); a parameter whose factors don't add up is read query by query instead.
+    everything under it); a parameter whose factors don't add up is read query by query instead, and a weight under
+    an adapter (``dense``) not at all. It runs once for a model and its parameters.
     """
-    uses = uses_of(m.model, {id(p): name for name, p in named})
+    known = _COVERED.setdefault(m.model, {})
+    dense = dense or []
+    everything = [*named, *dense]
+    key = tuple((name, id(parameter)) for name, parameter in everything)
+    if key not in known:
+        uses = uses_of(m.model, {id(p): name for name, p in everything})
+        with thawed([p for _, p in dense]):
+            plan, sound = _checked(m, everything, uses, queries)
+        plan = replace(plan, rules={**plan.rules, **{n: UNREAD for n, _ in dense if plan.rules[n] == PER_QUERY}})
+        if not sound:
+            return plan  # what a broken weight hides may be sound later
+        known[key] = plan
+    return known[key]
+
+
+def _checked(
+    m: LoadedModel, named: Named, uses: Mapping[str, Sequence[tuple[str, str]]], queries: Sequence[Query]
+) -> tuple[Coverage, bool]:
+    """The coverage, and whether the check's values were finite."""
     modules = dict(m.model.named_modules())
     found = {path: rule_for(modules[path]) for places in uses.values() for path, _ in places}
     # a place without a rule may be a mere second name (the bias of BERT's head); if it isn't, the check tells
@@ -64,14 +89,14 @@ def cover(m: LoadedModel, named: Named, queries: Sequence[Query]) -> Coverage:
     wrong = _wrong(m, captured, plan, named, len(sample), _shared(captured, len(sample), length))
     rules = {name: PER_QUERY if name in wrong else rule for name, rule in rules.items()}
     kept = dict.fromkeys(path for name, places in uses.items() if rules[name] != PER_QUERY for path, _ in places)
-    return Coverage(rules, tuple(kept), uses, plan.expand_positions)
+    return Coverage(rules, tuple(kept), uses, plan.expand_positions), bool(captured.logits.isfinite().all())
 
 
 def factor_gradients(
-    m: LoadedModel, captured: Captured, plan: Coverage, gradients: Mapping[str, Sequence[Tensor]], n: int
+    m: LoadedModel, captured: Captured, plan: Coverage, gradients: Mapping[str, Sequence[Tensor]], inputs: Inputs
 ) -> dict[str, Factor]:
     """Factors of every covered parameter, from what went into modules and the gradients of what came out."""
-    modules, inputs = dict(m.model.named_modules()), Inputs(n)
+    modules = dict(m.model.named_modules())
     pieces: dict[tuple[str, str], list[Factor]] = {}
     for path in plan.taps:
         rule = rule_for(modules[path])
@@ -82,13 +107,15 @@ def factor_gradients(
     return {
         name: combine([factor for place in places for factor in pieces.get(place, [])])
         for name, places in plan.uses.items()
-        if plan.rules[name] != PER_QUERY and any(pieces.get(place) for place in places)
+        if plan.rules[name] not in (PER_QUERY, UNREAD) and any(pieces.get(place) for place in places)
     }
 
 
 def output_gradients(value: Tensor, captured: Captured, plan: Coverage, keep: bool) -> dict[str, list[Tensor]]:
     """∂value/∂(what came out of each tapped module), one for each visit; ``keep`` leaves the graph for another go."""
     outputs = [call.output for path in plan.taps for call in captured.calls[path] if call.output.requires_grad]
+    if not outputs:
+        return {}
     found = iter(torch.autograd.grad(value, outputs, retain_graph=keep, allow_unused=True, materialize_grads=True))
     return {
         path: [
@@ -117,7 +144,7 @@ def _shared(captured: Captured, n: int, length: int) -> set[str]:
 
 
 def _takes_positions(model: nn.Module) -> bool:
-    return "position_ids" in inspect.signature(type(model).forward).parameters
+    return "position_ids" in forward_arguments(model)
 
 
 def _wrong(m: LoadedModel, captured: Captured, plan: Coverage, named: Named, n: int, shared: set[str]) -> set[str]:
@@ -126,7 +153,8 @@ def _wrong(m: LoadedModel, captured: Captured, plan: Coverage, named: Named, n: 
     value = _random_function(captured, m)
     parameters = [p for _, p in named]
     true = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
-    factors = factor_gradients(m, captured, unshared, output_gradients(value, captured, unshared, keep=False), n)
+    gradients = output_gradients(value, captured, unshared, keep=False)
+    factors = factor_gradients(m, captured, unshared, gradients, Inputs(n))
     scale = max(float(g.double().norm()) for g in true)
     tolerance = 5e-2 if m.dtype.itemsize < 4 else 1e-3
     wrong = set()

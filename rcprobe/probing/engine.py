@@ -8,14 +8,16 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rcprobe.controls import assign, other_targets
-from rcprobe.errors import CaptureError, DataError
+from rcprobe.errors import CaptureError, DataError, UsageError
 from rcprobe.facts import Query, QueryPair
 from rcprobe.loaded import LoadedModel
 from rcprobe.probing.answers import FULL, Reading, judge_answers, mean_log_prob, readings
-from rcprobe.probing.batch import collate, in_batches
+from rcprobe.probing.batch import Batch, collate
 from rcprobe.probing.capture import capture
-from rcprobe.probing.gradients import GradientProducts, gradient_products
+from rcprobe.probing.captured import Captured
+from rcprobe.probing.gradients import GradientProducts, Reader, gradient_products
 from rcprobe.probing.parameters import Which
+from rcprobe.probing.sizes import BatchSize, resolve, worked_through
 from rcprobe.probing.storage import storage
 from rcprobe.queries import with_target
 
@@ -27,7 +29,8 @@ ALTERNATIVES = 8  # other targets a causal model is asked for, each at the price
 class Observation:
     """Readings of B query pairs; what wasn't asked for is None, what couldn't be read is NaN.
 
-    The axis of two is (forward, reverse). N layers with softmax attention, H heads. Everything is float64.
+    The axis of two is (forward, reverse). N layers with softmax attention, H heads (those asked for). Everything is
+    float64.
 
     Attributes:
         pairs: the pairs, in the order asked.
@@ -39,6 +42,7 @@ class Observation:
         saturated: p(target) so near 1 that its gradient is rounding noise.
         gradients: inner products of gradients, with controls.
         storage, storage_mismatched: W̃[a, b], and its mean over other facts' a.
+        batch_size: how many prompts went through at once, at the least.
     """
 
     pairs: tuple[QueryPair, ...]
@@ -53,6 +57,7 @@ class Observation:
     gradients: GradientProducts | None = None
     storage: Float[Tensor, "B N H"] | None = None
     storage_mismatched: Float[Tensor, "B N H"] | None = None
+    batch_size: int = 0
 
 
 def observe(
@@ -62,14 +67,19 @@ def observe(
     read: frozenset[str] | set[str] = frozenset({"scores", "log_probs"}),
     parameters: Which = "trainable",
     controls: int = 8,
-    batch_size: int = 256,
+    batch_size: BatchSize = "auto",
     candidates: Mapping[str, Sequence[Sequence[str]]] | None = None,
+    layers: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
 ) -> Observation:
-    """Read what the metrics need of query pairs, each query once.
+    """Read what the metrics need of query pairs in one pass, each query once.
 
-    ``read`` is a subset of ``READS``; ``parameters`` and ``controls`` concern gradients (controls a pair, the three
-    kinds in turn); ``candidates`` names readings beside the full vocabulary. Pairs that can't be asked keep their
-    row, as NaN, and their reason. Raises ``DataError`` for no pairs or an unknown reading.
+    ``read`` is a subset of ``READS``; ``parameters`` and ``controls`` concern gradients (controls a pair, of three
+    kinds); ``candidates`` names readings beside the full vocabulary. ``layers`` and ``heads`` (numbers from 0) keep
+    only those of the scores and, of gradients, only those layers' parameters; where nothing but scores is read, the
+    pass ends with the last layer asked for. ``batch_size`` is in prompts; "auto" takes what memory holds, and either
+    is halved where memory runs out. Pairs that can't be asked keep their row, as NaN, and their reason.
+    Raises ``DataError`` for no pairs or an unknown reading, ``UsageError`` for a layer or head the model lacks.
     """
     if not pairs:
         raise DataError("no pairs to observe")
@@ -77,57 +87,143 @@ def observe(
     if unknown:
         raise DataError(f"read: {sorted(unknown)[0]!r} is none of {', '.join(sorted(READS))}")
     seen = Observation(tuple(pairs), {i: p.unsupported for i, p in enumerate(pairs) if p.unsupported})
-    if {"scores", "log_probs"} & set(read):
-        seen = _forward_readings(m, seen, "scores" in read, readings(m, candidates or {}), batch_size)
+    asked = [i for i, pair in enumerate(pairs) if pair.unsupported is None]
+    kinds = readings(m, candidates or {}) if "log_probs" in read else []
+    answers = _Answers(m, seen.pairs, asked, kinds, "scores" in read, layers)
     if "gradients" in read:
-        seen = _gradient_readings(m, seen, controls, parameters, batch_size)
+
+        def products(indices: Sequence[int], reader: Reader | None) -> GradientProducts:
+            of = [pairs[i] for i in indices]
+            return gradient_products(
+                m,
+                of,
+                assign(of, controls),
+                parameters=parameters,
+                batch_size=batch_size,
+                layers=layers,
+                reader=reader,
+                scores=answers.scores,
+            )
+
+        found = products(asked, answers.take if answers.wanted else None)
+        seen = answers.put(seen, heads)
+        sound = [i for i in asked if i not in seen.excluded]
+        if len(sound) < len(asked):  # a broken pair is nobody's control
+            found = products(sound, None)
+        seen = replace(_spread_gradients(seen, sound, found), batch_size=found.batch_size)
+    elif answers.wanted:
+        size = answers.read_all(batch_size)
+        seen = replace(answers.put(seen, heads), batch_size=size)
     if "storage" in read:
         seen = _storage_readings(m, seen)
     return seen
 
 
-def _askable(seen: Observation) -> list[int]:
-    return [i for i, pair in enumerate(seen.pairs) if pair.unsupported is None]
+class _Answers:
+    """Scores and probabilities of queries, gathered batch by batch, whichever pass runs them."""
+
+    def __init__(
+        self,
+        m: LoadedModel,
+        pairs: Sequence[QueryPair],
+        asked: Sequence[int],
+        kinds: Sequence[Reading],
+        scores: bool,
+        layers: Sequence[int] | None,
+    ) -> None:
+        self.m, self.pairs, self.asked, self.kinds, self.scores, self.layers = m, pairs, asked, kinds, scores, layers
+        self.wanted = scores or bool(kinds)
+        others = other_targets(pairs) if kinds else ()
+        self.alternatives = {pairs[i].reverse: others[i] for i in asked} if kinds else {}
+        self.columns: dict[str, list[Tensor]] = {}
+        self.row: dict[Query, int] = {}
+
+    def read_all(self, batch_size: BatchSize) -> int:
+        """Run every query once, without gradients; the batch size that was used."""
+        queries = list(dict.fromkeys(q for i in self.asked for q in (self.pairs[i].forward, self.pairs[i].reverse)))
+        queries.sort(key=lambda query: len(query.input_ids))
+        length = len(queries[-1].input_ids) if queries else 1
+        size = resolve(self.m, batch_size, length, gradients=False)
+        for _, _, used in worked_through(queries, size, lambda query: 1, self._run):
+            size = used
+        return size
+
+    def _run(self, queries: list[Query]) -> None:
+        batch = collate(self.m, queries)
+        logits = bool(self.kinds)
+        self.take(queries, batch, capture(self.m, batch, scores=self.scores, layers=self.layers, logits=logits))
+
+    def take(self, queries: Sequence[Query], batch: Batch, captured: Captured) -> None:
+        """Keep what a pass over the queries showed."""
+        found = {}
+        if self.scores:
+            found = {"scores": captured.scores.double(), "log_weights": captured.log_weights.double()}
+            found["attendable"] = captured.attendable
+        if self.kinds:
+            found |= self._judged(queries, batch, captured.logits.detach())
+        for name, values in found.items():
+            self.columns.setdefault(name, []).append(values.cpu())
+        first = sum(len(values) for values in next(iter(self.columns.values()))) - len(queries)
+        self.row.update({query: first + k for k, query in enumerate(queries)})
+
+    def _judged(self, queries: Sequence[Query], batch: Batch, logits: Tensor) -> dict[str, Tensor]:
+        m = self.m
+        logits = m.adapter.logits(logits, m.mask_id)
+        others = [self.alternatives.get(query, ()) for query in queries]
+        shared = [
+            o if m.adapter.objective == "masked" or len(q.rows) == 1 else ()
+            for q, o in zip(queries, others, strict=True)
+        ]
+        means = mean_log_prob(logits, batch, shared)
+        for b, (query, targets) in enumerate(zip(queries, others, strict=True)):
+            if targets and not shared[b]:
+                means[b] = _forced_mean(m, query, targets)
+        found = {"alternatives": means}
+        for kind in self.kinds:
+            log_probs, right = judge_answers(logits, batch, kind)
+            found |= {f"p {kind.name}": log_probs, f"right {kind.name}": right}
+        return found
+
+    def put(self, seen: Observation, heads: Sequence[int] | None) -> Observation:
+        """The observation with what was gathered; broken pairs named and blanked."""
+        if not self.wanted:
+            return seen
+        if not self.asked:
+            return _no_readings(seen, self.scores, self.kinds)
+        columns = {name: torch.cat(values) for name, values in self.columns.items()}
+        rows = torch.tensor([[self.row[seen.pairs[i].forward], self.row[seen.pairs[i].reverse]] for i in self.asked])
+
+        def spread(values: Tensor, fill: float | bool = torch.nan) -> Tensor:
+            out = torch.full((len(seen.pairs), 2, *values.shape[1:]), fill, dtype=values.dtype)
+            out[self.asked] = values[rows]
+            return out
+
+        if self.kinds:
+            read = {k.name: (spread(columns[f"p {k.name}"]), spread(columns[f"right {k.name}"])) for k in self.kinds}
+            log_probs = read[FULL][0]
+            seen = replace(
+                seen,
+                log_probs=log_probs,
+                readings=read,
+                alternatives=spread(columns["alternatives"])[:, 1],
+                saturated=log_probs.exp() > 1 - (1e-3 if self.m.dtype.itemsize < 4 else 1e-6),
+            )
+        if self.scores:
+            at = _heads(heads, columns["scores"].shape[2])
+            seen = replace(
+                seen,
+                scores=spread(columns["scores"])[..., at],
+                log_weights=spread(columns["log_weights"])[..., at],
+                attendable=spread(columns["attendable"], False)[..., at],
+            )
+        return _mark_non_finite(seen)
 
 
-def _forward_readings(
-    m: LoadedModel, seen: Observation, scores: bool, kinds: Sequence[Reading], batch_size: int
-) -> Observation:
-    asked = _askable(seen)
-    if not asked:
-        return _no_readings(seen, scores, kinds)
-    others = other_targets(seen.pairs)
-    wanted: dict[Query, int] = {}
-    for i in asked:
-        for query in (seen.pairs[i].forward, seen.pairs[i].reverse):
-            wanted.setdefault(query, len(wanted))
-    alternatives = {seen.pairs[i].reverse: others[i] for i in asked}
-    table = _ask(m, list(wanted), alternatives, kinds, scores, batch_size)
-    rows = torch.tensor([[wanted[seen.pairs[i].forward], wanted[seen.pairs[i].reverse]] for i in asked])
-    size = len(seen.pairs)
-
-    def spread(values: Tensor, fill: float | bool = torch.nan) -> Tensor:
-        out = torch.full((size, 2, *values.shape[1:]), fill, dtype=values.dtype)
-        out[asked] = values[rows]
-        return out
-
-    read = {name: (spread(p), spread(right)) for name, (p, right) in table.readings.items()}
-    log_probs = read[FULL][0]
-    found = replace(
-        seen,
-        log_probs=log_probs,
-        readings=read,
-        alternatives=spread(table.alternatives)[:, 1],
-        saturated=log_probs.exp() > 1 - (1e-3 if m.dtype.itemsize < 4 else 1e-6),
-    )
-    if scores:
-        found = replace(
-            found,
-            scores=spread(table.scores),
-            log_weights=spread(table.log_weights),
-            attendable=spread(table.attendable, False),
-        )
-    return _mark_non_finite(found)
+def _heads(heads: Sequence[int] | None, count: int) -> list[int]:
+    wrong = [h for h in heads or () if not 0 <= h < count]
+    if wrong:
+        raise UsageError(f"heads: {wrong[0]} is none of the model's {count}, numbered from 0")
+    return list(range(count)) if heads is None else list(heads)
 
 
 def _no_readings(seen: Observation, scores: bool, kinds: Sequence[Reading]) -> Observation:
@@ -137,61 +233,14 @@ def _no_readings(seen: Observation, scores: bool, kinds: Sequence[Reading]) -> O
     cells = torch.empty(size, 2, 0, 0, dtype=torch.float64) if scores else None
     return replace(
         seen,
-        log_probs=blank,
-        readings={kind.name: (blank, blank) for kind in kinds},
-        alternatives=blank[:, 0],
-        saturated=torch.zeros(size, 2, dtype=torch.bool),
+        log_probs=blank if kinds else None,
+        readings={kind.name: (blank, blank) for kind in kinds} if kinds else None,
+        alternatives=blank[:, 0] if kinds else None,
+        saturated=torch.zeros(size, 2, dtype=torch.bool) if kinds else None,
         scores=cells,
         log_weights=cells,
         attendable=None if cells is None else cells.bool(),
     )
-
-
-@dataclass(frozen=True)
-class _Table:
-    scores: Tensor
-    log_weights: Tensor
-    attendable: Tensor
-    alternatives: Tensor
-    readings: dict[str, tuple[Tensor, Tensor]]
-
-
-def _ask(
-    m: LoadedModel,
-    queries: list[Query],
-    alternatives: Mapping[Query, Sequence[tuple[int, ...]]],
-    kinds: Sequence[Reading],
-    scores: bool,
-    batch_size: int,
-) -> _Table:
-    columns: dict[str, list[Tensor]] = {}
-    order: list[int] = []
-    for indices in in_batches(queries, batch_size):
-        chosen = [queries[i] for i in indices]
-        batch = collate(m, chosen)
-        captured = capture(m, batch, scores=scores)
-        logits = m.adapter.logits(captured.logits, m.mask_id)
-        others = [alternatives.get(query, ()) for query in chosen]
-        shared = [
-            o if m.adapter.objective == "masked" or len(q.rows) == 1 else ()
-            for q, o in zip(chosen, others, strict=True)
-        ]
-        means = mean_log_prob(logits, batch, shared)
-        for b, (query, targets) in enumerate(zip(chosen, others, strict=True)):
-            if targets and not shared[b]:
-                means[b] = _forced_mean(m, query, targets)
-        answers = {kind.name: judge_answers(logits, batch, kind) for kind in kinds}
-        found = {"scores": captured.scores.double(), "log_weights": captured.log_weights.double()}
-        found |= {"attendable": captured.attendable, "alternatives": means}
-        for name, (log_probs, right) in answers.items():
-            found |= {f"p {name}": log_probs, f"right {name}": right}
-        for name, values in found.items():
-            columns.setdefault(name, []).append(values.cpu())
-        order.extend(indices)
-    back = torch.tensor(order, dtype=torch.long).argsort()
-    joined = {name: torch.cat(values)[back] for name, values in columns.items()}
-    read = {kind.name: (joined[f"p {kind.name}"], joined[f"right {kind.name}"]) for kind in kinds}
-    return _Table(joined["scores"], joined["log_weights"], joined["attendable"], joined["alternatives"], read)
 
 
 def _forced_mean(m: LoadedModel, query: Query, targets: Sequence[tuple[int, ...]]) -> Tensor:
@@ -204,53 +253,51 @@ def _forced_mean(m: LoadedModel, query: Query, targets: Sequence[tuple[int, ...]
 
 def _mark_non_finite(seen: Observation) -> Observation:
     """Name pairs with a NaN or infinite reading, and blank them."""
-    assert seen.log_probs is not None
-    assert seen.readings is not None
     broken: dict[int, str] = {}
     if seen.scores is not None:
         wrong = ~seen.scores.isfinite().all(dim=3).all(dim=1)  # B N
         for i, layer in wrong.nonzero().tolist():
             broken.setdefault(i, f"non-finite attention score at layer {layer}")
-    for i in (~seen.log_probs.isfinite().all(dim=1)).nonzero().flatten().tolist():
-        broken.setdefault(i, "non-finite log-probability")
+    if seen.log_probs is not None:
+        for i in (~seen.log_probs.isfinite().all(dim=1)).nonzero().flatten().tolist():
+            broken.setdefault(i, "non-finite log-probability")
     rows = torch.tensor([i for i in broken if i not in seen.excluded], dtype=torch.long)
 
-    def blank(values: Tensor) -> Tensor:
-        return values.index_fill(0, rows, torch.nan)
+    def blank(values: Tensor | None) -> Tensor | None:
+        return None if values is None else values.index_fill(0, rows, torch.nan)
 
-    assert seen.alternatives is not None
-    found = replace(
+    def both(reading: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return reading[0].index_fill(0, rows, torch.nan), reading[1].index_fill(0, rows, torch.nan)
+
+    return replace(
         seen,
         excluded={**broken, **seen.excluded},
         log_probs=blank(seen.log_probs),
         alternatives=blank(seen.alternatives),
-        readings={name: (blank(p), blank(right)) for name, (p, right) in seen.readings.items()},
+        readings=None if seen.readings is None else {name: both(reading) for name, reading in seen.readings.items()},
+        scores=blank(seen.scores),
+        log_weights=blank(seen.log_weights),
     )
-    if seen.scores is None or seen.log_weights is None:
-        return found
-    return replace(found, scores=blank(seen.scores), log_weights=blank(seen.log_weights))
 
 
-def _gradient_readings(
-    m: LoadedModel, seen: Observation, controls: int, parameters: Which, batch_size: int
-) -> Observation:
-    asked = [i for i in range(len(seen.pairs)) if i not in seen.excluded]
-    pairs = [seen.pairs[i] for i in asked]
-    products = gradient_products(m, pairs, assign(pairs, controls), parameters=parameters, batch_size=batch_size)
+def _spread_gradients(seen: Observation, asked: Sequence[int], products: GradientProducts) -> Observation:
+    """The products of the asked pairs, at the rows of all; broken pairs named and blanked."""
     excluded = dict(seen.excluded)
     for row, i in enumerate(asked):
         bad = ~(products.forward_norm2[row].isfinite() & products.reverse_norm2[row].isfinite())
-        if bad.any():
+        if bad.any() and i not in excluded:
             excluded[i] = f"non-finite gradient of {products.parts[int(bad.int().argmax())].name}"
 
     def spread(values: Tensor) -> Tensor:
         out = torch.full((len(seen.pairs), *values.shape[1:]), torch.nan, dtype=torch.float64)
-        out[asked] = values
+        out[list(asked)] = values
         out[list(excluded)] = torch.nan
         return out
 
-    partner = torch.full((len(seen.pairs), controls), -1)
-    partner[asked] = torch.where(products.partner < 0, -1, torch.tensor(asked, dtype=torch.long)[products.partner])
+    partner = torch.full((len(seen.pairs), len(products.kinds)), -1)
+    numbers = torch.tensor(asked, dtype=torch.long)
+    if len(numbers):
+        partner[numbers] = torch.where(products.partner < 0, -1, numbers[products.partner])
     spreaded = replace(
         products,
         inner=spread(products.inner),
@@ -267,7 +314,7 @@ def _storage_readings(m: LoadedModel, seen: Observation) -> Observation:
     circuit = m.adapter.ov_circuit
     if circuit is None:
         raise CaptureError(f"{m.adapter.name}: it declares no ov_circuit, so storage can't be read")
-    asked = _askable(seen)
+    asked = [i for i, pair in enumerate(seen.pairs) if pair.unsupported is None]
     cells = {i: (seen.pairs[i].reverse.target_ids[0], _evidence_token(seen.pairs[i].reverse)) for i in asked}
     answers = sorted({a for a, _ in cells.values()})
     evidence = sorted({b for _, b in cells.values()})

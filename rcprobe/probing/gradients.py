@@ -4,7 +4,8 @@ One forward pass of the queries, one backward pass to module *outputs*, and per 
 and the gradients of what came out. The plain definition, two backward passes a pair, is in ``plain_gradients``.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,18 +13,29 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rcprobe.controls import Assignment
+from rcprobe.errors import UsageError
 from rcprobe.facts import Query, QueryPair
 from rcprobe.loaded import LoadedModel
-from rcprobe.probing.batch import collate
+from rcprobe.probing.batch import Batch, collate, relabelled
 from rcprobe.probing.capture import capture
-from rcprobe.probing.captured import negative_log_prob
-from rcprobe.probing.coverage import PER_QUERY, Coverage, cover, factor_gradients, output_gradients
-from rcprobe.probing.factors import Factor, Formed, Grams, shrink, split
+from rcprobe.probing.captured import Captured, log_softmax, negative_log_prob
+from rcprobe.probing.coverage import PER_QUERY, UNREAD, Coverage, cover, factor_gradients, output_gradients
+from rcprobe.probing.factors import Factor, Formed, Grams, Inputs, shrink, split
 from rcprobe.probing.parameters import Named, Part, Which, chosen, parameter_parts
 from rcprobe.probing.plain_gradients import query_gradients
+from rcprobe.probing.sizes import BatchSize, resolve, worked_through
 from rcprobe.queries import with_target
 
-Factors = list[Factor]  # one a part
+
+@dataclass(frozen=True)
+class Factors:
+    """Gradients of n queries, one factor a part, each query's gradient multiplied by its ``lift``."""
+
+    parts: Sequence[Factor]
+    lift: Float[Tensor, " n"]
+
+
+Columns = tuple[Factors, Factors, Tensor | None]  # whose gradients, against whose, and which of those
 
 
 @dataclass(frozen=True)
@@ -33,7 +45,9 @@ class GradientProducts:
     ``kinds[k]`` says what the k-th control's reverse query asks: ``same_target`` (the pair's target, from a
     partner's evidence), ``other_target`` (a partner's target, from the pair's evidence), ``other_fact`` (both the
     partner's). ``partner`` holds indices into the pairs, −1 where a pair has no such partner (products NaN).
-    ``rules`` says how each parameter's gradients were read.
+    ``rules`` says how each parameter's gradients were read, ``left_out`` why others weren't, ``batch_size`` how many
+    prompts went through at once.
+
     """
 
     parts: tuple[Part, ...]
@@ -45,18 +59,40 @@ class GradientProducts:
     control_inner: Float[Tensor, "B K P"]
     control_norm2: Float[Tensor, "B K P"]
     rules: Mapping[str, str]
+    left_out: Mapping[str, str]
+    batch_size: int
+
+    def indices(self, *, group: str | None = None, layer: int | None = None, dense: bool = False) -> list[int]:
+        """Numbers of the parts of a group, a layer, or both; of the weights under adapters only where ``dense``."""
+        return [
+            i
+            for i, part in enumerate(self.parts)
+            if part.dense == dense and group in (None, part.group) and layer in (None, part.layer)
+        ]
+
+    def undefined(self) -> dict[str, int]:
+        """Part → in how many pairs one of the two gradients vanishes, so that their cosine is undefined."""
+        vanish = ((self.forward_norm2 == 0) | (self.reverse_norm2 == 0)).sum(dim=0).tolist()
+        return {part.name: count for part, count in zip(self.parts, vanish, strict=True) if count}
 
     def cosine(self, keep: Sequence[int] | None = None) -> Float[Tensor, " B"]:
-        """cos(g→, g←) over the parts of the given indices (all by default); NaN where a gradient vanishes."""
-        i = list(range(len(self.parts))) if keep is None else list(keep)
+        """cos(g→, g←) over the parts of the given indices (all but the dense ones by default).
+
+        NaN where a gradient vanishes.
+        """
+        i = self.indices() if keep is None else list(keep)
         return _cosine(self.inner[:, i], self.forward_norm2[:, i], self.reverse_norm2[:, i])
 
-    def control_cosine(self, kind: str) -> Float[Tensor, " B"]:
+    def control_cosine(self, kind: str, keep: Sequence[int] | None = None) -> Float[Tensor, " B"]:
         """The mean cosine of each pair with its controls of one kind; NaN where it has none."""
+        i = self.indices() if keep is None else list(keep)
         columns = [k for k, name in enumerate(self.kinds) if name == kind]
         forward = self.forward_norm2[:, None, :].expand_as(self.control_norm2)
-        cosines = _cosine(self.control_inner, forward, self.control_norm2)[:, columns]
+        cosines = _cosine(self.control_inner[..., i], forward[..., i], self.control_norm2[..., i])[:, columns]
         return cosines.nanmean(dim=1)
+
+
+Reader = Callable[[Sequence[Query], Batch, Captured], None]  # is shown what a pass over the queries showed
 
 
 def gradient_products(
@@ -65,61 +101,102 @@ def gradient_products(
     controls: Assignment,
     *,
     parameters: Which = "trainable",
-    batch_size: int = 256,
+    batch_size: BatchSize = "auto",
+    layers: Sequence[int] | None = None,
+    reader: Reader | None = None,
+    scores: bool = False,
 ) -> GradientProducts:
     """Gradient products of supported pairs, and against the controls assigned to them.
 
-    Batches hold whole blocks of the assignment, so results don't depend on ``batch_size`` (pairs in memory at once).
+    Batches hold whole blocks of the assignment, so results don't depend on ``batch_size`` (forward, or reverse,
+    prompts in memory at once). ``layers`` keeps only the parameters of those layers. ``reader`` is shown each pass,
+    with ``scores`` in it if asked.
     Raises ``UsageError`` where no parameter takes a gradient, ``AdapterError`` for a parameter in no declared group.
     """
     kinds = controls.kinds
-    with torch.enable_grad(), chosen(m.model, parameters) as named:
-        parts = parameter_parts(m.adapter, [name for name, _ in named])
+    with torch.enable_grad(), chosen(m.model, parameters) as choice:
+        parts = parameter_parts(m.adapter, [name for name, _ in choice.named], [name for name, _ in choice.dense])
+        parts = tuple(part for part in parts if layers is None or part.layer in layers)
+        inside = {part.parameter for part in parts}
+        named, dense = ([(name, p) for name, p in some if name in inside] for some in (choice.named, choice.dense))
+        if not named:
+            raise UsageError(f"layers {list(layers or ())}: no parameter that takes a gradient is in them")
         if not pairs:
-            return _nothing(parts, controls)
-        plan = cover(m, named, [query for pair in pairs[:1] for query in (pair.forward, pair.reverse)])
+            return _nothing(parts, controls, choice.left_out)
+        plan = cover(m, named, [query for pair in pairs[:1] for query in (pair.forward, pair.reverse)], dense)
+        length = max(len(query.input_ids) for pair in pairs for query in (pair.forward, pair.reverse))
+        size = resolve(m, batch_size, 2 * length, gradients=True)
         table = torch.full((len(pairs), 3 + 2 * len(kinds), len(parts)), torch.nan, dtype=torch.float64)
-        for indices in controls.batches(batch_size):
-            table[indices] = _Batch(m, [pairs[i] for i in indices], plan, named, parts).table(controls.within(indices))
+
+        def work(blocks: list[tuple[int, ...]]) -> None:
+            indices = [i for block in blocks for i in block]
+            batch = _Batch(m, [pairs[i] for i in indices], plan, [*named, *dense], parts, layers, reader, scores)
+            table[indices] = batch.table(controls.within(indices))
+
+        for _, _, used in worked_through(controls.blocks, size, len, work):
+            size = used
     inner = {"inner": table[:, 0], "forward_norm2": table[:, 1], "reverse_norm2": table[:, 2]}
     control = {"control_inner": table[:, 3::2], "control_norm2": table[:, 4::2]}
-    return GradientProducts(parts=parts, kinds=kinds, partner=controls.partner, rules=plan.rules, **inner, **control)
+    return GradientProducts(
+        parts=parts,
+        kinds=kinds,
+        partner=controls.partner,
+        rules=plan.rules,
+        left_out=choice.left_out,
+        batch_size=size,
+        **inner,
+        **control,
+    )
 
 
-def _nothing(parts: tuple[Part, ...], controls: Assignment) -> GradientProducts:
+def _nothing(parts: tuple[Part, ...], controls: Assignment, left_out: Mapping[str, str]) -> GradientProducts:
     """The products of no pairs."""
     flat, cube = torch.empty(0, len(parts)).double(), torch.empty(0, len(controls.kinds), len(parts)).double()
-    return GradientProducts(parts, flat, flat, flat, controls.kinds, controls.partner, cube, cube, {})
+    return GradientProducts(parts, flat, flat, flat, controls.kinds, controls.partner, cube, cube, {}, left_out, 0)
 
 
 class _Batch:
     """One batch of pairs: factors of forward, reverse and relabelled reverse queries, and their products."""
 
     def __init__(
-        self, m: LoadedModel, pairs: Sequence[QueryPair], plan: Coverage, named: Named, parts: Sequence[Part]
+        self,
+        m: LoadedModel,
+        pairs: Sequence[QueryPair],
+        plan: Coverage,
+        named: Named,
+        parts: Sequence[Part],
+        layers: Sequence[int] | None,
+        reader: Reader | None,
+        scores: bool,
     ) -> None:
         self.m, self.pairs, self.plan, self.named, self.parts = m, pairs, plan, named, parts
+        self.layers, self.reader, self.scores = layers, reader, scores
         self.length = max(len(query.input_ids) for pair in pairs for query in (pair.forward, pair.reverse))
 
     def table(self, controls: Assignment) -> Float[Tensor, "n C P"]:
         """Columns ⟨f, r⟩, ‖f‖², ‖r‖², then ⟨f, c⟩, ‖c‖² for each control c."""
-        forward = self._factors([pair.forward for pair in self.pairs], [])[0]
+        (forward,) = self._factors([pair.forward for pair in self.pairs], [])
         reverse = [pair.reverse for pair in self.pairs]
-        rounds = [self._relabelled(controls, r) for r in range(controls.rounds)]
-        own, *other = self._factors(reverse, rounds)
-        reverse_norm2 = self._inner(own, own)
-        columns = [self._inner(forward, own), self._inner(forward, forward), reverse_norm2]
-        norms = [self._inner(factors, factors) for factors in other]
+        own, *other = self._factors(reverse, [self._relabelled(controls, r) for r in range(controls.rounds)])
+        wanted: list[Columns] = [(forward, own, None), (forward, forward, None)]
+        wanted += [(factors, factors, None) for factors in (own, *other)]
+        norms = 2  # where the norms of own, then of each round's relabelled prompts, begin
+        partners: dict[tuple[int, ...], Tensor] = {}  # one tensor for equal partners, whose Grams are then shared
         for k, kind in enumerate(controls.kinds):
-            factors, norm2 = (own, reverse_norm2) if kind == "other_fact" else (other[k // 2], norms[k // 2])
+            partner = controls.partner[:, k]
+            index = partners.setdefault(tuple(partner.tolist()), partner.clamp(min=0).to(self.m.device))
             # a relabelled prompt serves two pairs: its own (another target), and the one whose target it was given
-            index = torch.arange(len(self.pairs)) if kind == "other_target" else controls.partner[:, k]
-            found = self._inner(forward, factors, index.clamp(min=0))
+            against = own if kind == "other_fact" else other[k // 2]
+            wanted.append((forward, against, None if kind == "other_target" else index))
+        found = self._inner(wanted)
+        columns = [found[:, 0], found[:, 1], found[:, norms]]
+        for k, kind in enumerate(controls.kinds):
+            norm2 = found[:, norms if kind == "other_fact" else norms + 1 + k // 2]
+            if kind != "other_target":
+                norm2 = norm2[controls.partner[:, k].clamp(min=0)]
             missing = (controls.partner[:, k] < 0)[:, None]
-            columns += [
-                found.masked_fill(missing, torch.nan),
-                norm2[index.clamp(min=0)].masked_fill(missing, torch.nan),
-            ]
+            inner = found[:, norms + 1 + controls.rounds + k]
+            columns += [inner.masked_fill(missing, torch.nan), norm2.masked_fill(missing, torch.nan)]
         return torch.stack(columns, dim=1)
 
     def _relabelled(self, controls: Assignment, r: int) -> list[Query]:
@@ -133,38 +210,67 @@ class _Batch:
     def _factors(self, queries: list[Query], rounds: list[list[Query]]) -> list[Factors]:
         """Factors of queries, and of the same prompts with other labels: a backward pass each over one forward pass."""
         if all(a.input_ids == b.input_ids for r in rounds for a, b in zip(queries, r, strict=True)):
-            return self._trace(queries, rounds)
-        return [
-            self._trace(each, [])[0] for each in (queries, *rounds)
-        ]  # a causal model reads the labels it is forced through
+            return self._trace(queries, rounds, self.reader)
+        # a causal model reads the labels it is forced through
+        return self._trace(queries, [], self.reader) + [self._trace(each, [], None)[0] for each in rounds]
 
-    def _trace(self, queries: list[Query], rounds: list[list[Query]]) -> list[Factors]:
-        m, plan, n = self.m, self.plan, len(queries)
-        captured = capture(m, collate(m, queries), scores=False, taps=plan.taps, expand_positions=plan.expand_positions)
+    def _trace(self, queries: list[Query], rounds: list[list[Query]], reader: Reader | None) -> list[Factors]:
+        m, plan, inputs = self.m, self.plan, Inputs(len(queries))
+        batch = collate(m, queries)
+        scores = self.scores and reader is not None
+        captured = capture(
+            m, batch, scores=scores, taps=plan.taps, expand_positions=plan.expand_positions, layers=self.layers
+        )
+        if reader is not None:
+            reader(queries, batch, captured)
+        log_probs = log_softmax(m, captured.logits)
         found = []
         for k, labelled in enumerate([queries, *rounds]):
-            loss = negative_log_prob(m, captured.logits, collate(m, labelled))
-            gradients = output_gradients(loss, captured, plan, keep=k < len(rounds))
-            factors = factor_gradients(m, captured, plan, gradients, n)
-            found.append(self._parts(factors, labelled))
+            batch = relabelled(batch, labelled) if k else batch
+            lift = _lift(log_probs.detach(), batch)
+            value = (negative_log_prob(log_probs, batch) * lift).sum()
+            gradients = output_gradients(value, captured, plan, keep=k < len(rounds))
+            factors = factor_gradients(m, captured, plan, gradients, inputs)
+            found.append(Factors(self._parts(factors, labelled, lift), lift))
         return found
 
-    def _parts(self, factors: dict[str, Factor], queries: list[Query]) -> Factors:
+    def _parts(self, factors: dict[str, Factor], queries: list[Query], lift: Float[Tensor, " n"]) -> list[Factor]:
         rest = [(name, p) for name, p in self.named if self.plan.rules[name] == PER_QUERY]
         if rest:
             formed = [query_gradients(self.m, query, [p for _, p in rest]) for query in queries]
-            factors |= {name: Formed(torch.stack([g[i] for g in formed])) for i, (name, _) in enumerate(rest)}
+            lifted = [torch.stack([g[i] * s for g, s in zip(formed, lift, strict=True)]) for i in range(len(rest))]
+            factors |= {name: Formed(values) for (name, _), values in zip(rest, lifted, strict=True)}
         pieces: dict[str, list[Factor]] = {}
         whole = {part.parameter: part.count for part in self.parts}
         for name, parameter in self.named:
-            factor = factors.get(name, Formed(torch.zeros(len(queries), 1, device=parameter.device)))
+            unknown = torch.nan if self.plan.rules[name] == UNREAD else 0.0
+            factor = factors.get(name, Formed(torch.full((len(queries), 1), unknown, device=parameter.device)))
             cut = split(factor, whole[name], self.plan.output_axis(name))
             pieces[name] = [shrink(piece, self.length) for piece in cut]
         return [pieces[part.parameter][part.index] for part in self.parts]
 
-    def _inner(self, x: Factors, y: Factors, index: Tensor | None = None) -> Float[Tensor, "n P"]:
-        grams = Grams(index if index is None else index.to(self.m.device))
-        return torch.stack([a.inner(b, grams) for a, b in zip(x, y, strict=True)], dim=1).cpu()  # type: ignore[arg-type]
+    def _inner(self, wanted: Sequence[Columns]) -> Float[Tensor, "n C P"]:
+        """⟨x, y⟩ for each wanted column and part."""
+        found, grams, sides = [], Grams(), set[int]()
+        for p in range(len(self.parts)):
+            read = wanted[0][0].parts[p].sides()
+            if read and not read & sides:
+                grams, sides = Grams(), read  # a Gram is met again only by the modules that read the same input
+            products = [x.parts[p].inner(y.parts[p], grams, index) for x, y, index in wanted]  # type: ignore[arg-type]
+            found.append(torch.stack(products, dim=1))
+        lifted = [x.lift.double() * (y.lift if index is None else y.lift[index]).double() for x, y, index in wanted]
+        return (torch.stack(found, dim=2) / torch.stack(lifted, dim=1)[..., None]).cpu()
+
+
+def _lift(log_probs: Float[Tensor, "n T V"], batch: Batch) -> Float[Tensor, " n"]:
+    """Powers of two that bring each prompt's gradient near size one.
+
+    The gradient by a logit is as small as the target's strongest rival is unlikely; near saturation, products of
+    such gradients leave float32's range.
+    """
+    rival = log_probs.scatter(-1, batch.targets[..., None], -torch.inf).amax(dim=-1)
+    strongest = rival.masked_fill(~batch.counts, -torch.inf).amax(dim=1).nan_to_num(0.0)
+    return torch.exp2((-strongest / math.log(2)).floor().clamp(0, 100))
 
 
 def _cosine(inner: Tensor, x: Tensor, y: Tensor) -> Tensor:

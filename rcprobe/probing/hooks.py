@@ -12,7 +12,15 @@ from torch import Tensor, nn
 
 from rcprobe.loaded import LoadedModel, evaluating
 from rcprobe.probing.batch import Batch
-from rcprobe.probing.captured import Captured, model_inputs, negative_log_prob, read_call, stack, target_rows
+from rcprobe.probing.captured import (
+    Captured,
+    log_softmax,
+    model_inputs,
+    negative_log_prob,
+    read_call,
+    stack,
+    target_rows,
+)
 from rcprobe.probing.scores import CellScores
 
 
@@ -32,7 +40,8 @@ def capture_with_hooks(m: LoadedModel, batch: Batch, *, scores: bool = True) -> 
 def gradient_with_hooks(m: LoadedModel, batch: Batch, parameters: Sequence[nn.Parameter]) -> list[Tensor | None]:
     """What ``capture_gradient`` returns, by plain autograd."""
     with evaluating(m.model), torch.enable_grad():
-        loss = negative_log_prob(m, target_rows(m.model(**model_inputs(m.model, batch)).logits, batch), batch)
+        logits = target_rows(m.model(**model_inputs(m.model, batch)).logits, batch)
+        loss = negative_log_prob(log_softmax(m, logits), batch).sum()
         return list(torch.autograd.grad(loss, parameters, allow_unused=True))
 
 

@@ -1,6 +1,7 @@
 """Storage: how strongly a token's value, read on the direct path, raises another token's logit (§3, Prop. 4.1)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -19,6 +20,8 @@ def storage(
     softmax doesn't see a column's constant), rows over the vocabulary of evidence (what every token stores isn't
     evidence). ``answers`` and ``evidence`` are token ids.
     """
+    if hasattr(model, "get_base_model"):  # peft's wrapper
+        model = model.get_base_model()  # type: ignore[operator]
     embedding, head = _weight(model, circuit.embedding), _weight(model, circuit.head)
     unembed = (head - head.mean(dim=0))[list(answers)] * _weight(model, circuit.final_norm)
     if isinstance(model.get_submodule(circuit.final_norm), nn.LayerNorm):
@@ -49,4 +52,9 @@ def _layer(
 
 
 def _weight(model: nn.Module, path: str) -> Tensor:
-    return model.get_submodule(path).weight.detach().double()  # type: ignore[operator]
+    """A module's weight, with the updates of low-rank adapters added."""
+    module: Any = model.get_submodule(path)
+    weight: Tensor = module.weight.detach().double()
+    for name in getattr(module, "active_adapters", ()):
+        weight = weight + module.get_delta_weight(name).detach().double()
+    return weight

@@ -24,12 +24,16 @@ FULL = "full vocabulary"
 
 @dataclass(frozen=True)
 class SeedRun:
-    """One seed's steps. ``failure`` says why it ended early; ``fingerprint`` is of the weights last probed."""
+    """One seed's steps. ``failure`` says why it ended early; ``fingerprint`` is of the weights last probed.
+
+    ``batch_size`` is how many prompts went through at once, at the least.
+    """
 
     seed: int
     steps: tuple[Step, ...]
     failure: str | None
     fingerprint: str
+    batch_size: int = 0
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def load_report(folder: str | Path | RunFolder) -> Report:
     runs = []
     for seed in kept.seeds():
         result = kept.seed(seed).result()
-        runs.append(SeedRun(seed, result.steps, result.failure, result.fingerprint))
+        runs.append(SeedRun(seed, result.steps, result.failure, result.fingerprint, result.batch_size))
     found = read_json(kept.path / REPORT)
     try:
         return Report(

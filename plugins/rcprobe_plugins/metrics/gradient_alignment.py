@@ -18,22 +18,28 @@ def gradient_alignment(seen: Observation) -> dict[str, Tensor]:
     """cos(g→, g←) over all parameters, by group and by layer, beside its controls (Thm 4.6, App. C).
 
     ``share layer k`` is layer k's part of the whole cosine (shares and what lies outside the layers add up to it).
+    With low-rank adapters the whole is theirs; ``dense`` columns are of the weights under them, whose cosine doesn't
+    depend on an adapter's random start.
     """
     products = seen.gradients
     assert products is not None
-    whole = (products.forward_norm2.sum(1) * products.reverse_norm2.sum(1)).sqrt()
+    kept, dense = products.indices(), products.indices(dense=True)
+    forward, reverse = products.forward_norm2[:, kept].sum(1), products.reverse_norm2[:, kept].sum(1)
     columns = {
         "matched": products.cosine(),
         "same_target": products.control_cosine("same_target"),
         "other_target": products.control_cosine("other_target"),
         "other_fact": products.control_cosine("other_fact"),
-        "forward_norm": products.forward_norm2.sum(1).sqrt(),
-        "reverse_norm": products.reverse_norm2.sum(1).sqrt(),
+        "forward_norm": forward.sqrt(),
+        "reverse_norm": reverse.sqrt(),
     }
-    for group in dict.fromkeys(part.group for part in products.parts):
-        columns[f"cos {group}"] = products.cosine([i for i, part in enumerate(products.parts) if part.group == group])
+    if dense:
+        columns["dense matched"] = products.cosine(dense)
+        columns["dense same_target"] = products.control_cosine("same_target", dense)
+    for group in dict.fromkeys(products.parts[i].group for i in kept):
+        columns[f"cos {group}"] = products.cosine(products.indices(group=group))
     for layer in sorted({part.layer for part in products.parts if part.layer is not None}):
-        inside = [i for i, part in enumerate(products.parts) if part.layer == layer]
+        inside = products.indices(layer=layer)
         columns[f"cos layer {layer}"] = products.cosine(inside)
-        columns[f"share layer {layer}"] = products.inner[:, inside].sum(1) / whole
+        columns[f"share layer {layer}"] = products.inner[:, inside].sum(1) / (forward * reverse).sqrt()
     return columns
