@@ -72,13 +72,13 @@ def run(
             kept.begin(make_manifest(m, data, chosen, numbers, train, batch_size, config=config), data)
         with Display(progress) as display:
             runs = _run_seeds(m, data, chosen, numbers, train, batch_size, display, kept)
-        if kept is not None and kept.finished():
-            return load_report(kept)
-        report = summarise(m, data, chosen, runs, train=train)
-        if kept is not None:
-            save_report(report, kept.path)
-            kept.finish()
-            report = replace(report, folder=kept.path)
+            if kept is not None and kept.finished():
+                return load_report(kept)
+            report = summarise(m, data, chosen, runs, train=train)
+            if kept is not None:
+                save_report(report, kept.path, display.bar("writing values.csv"))
+                kept.finish()
+                report = replace(report, folder=kept.path)
     registry().notify("run_finished", report=report)
     return report
 

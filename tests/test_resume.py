@@ -319,3 +319,21 @@ def test_a_run_of_a_newer_rcprobe_is_refused(unbroken, tmp_path):
     for use in (load_report, lambda folder: rcprobe.run(tiny(), SMALL, out=folder)):
         with pytest.raises(RunError, match="newer rcprobe"):
             use(folder)
+
+
+def test_a_run_that_filled_the_disk_goes_on_once_there_is_room(tmp_path, unbroken):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no file system can be mounted here")
+    asked = {"metrics": METRICS, "train": TRAIN, "seeds": 2, "out": disk / "run"}
+    try:
+        with pytest.raises(RunError, match=r"can't write there \(No space left on device\); make room"):
+            rcprobe.run(tiny(), SMALL, **asked)
+        done, _ = RunFolder(disk / "run").progress()
+        assert 0 < done < 8
+        subprocess.run(["mount", "-o", "remount,size=10m", str(disk)], check=True)
+        same(rcprobe.run(tiny(), SMALL, **asked), unbroken)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)

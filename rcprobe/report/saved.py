@@ -7,6 +7,7 @@ from typing import Any
 from rcprobe.errors import RunError
 from rcprobe.files import read_json, whole, write_json
 from rcprobe.metrics import Condition
+from rcprobe.progress import Progress
 from rcprobe.report.report import Report, SeedRun
 from rcprobe.signatures import Finding, Signature
 from rcprobe.statistics import Estimate
@@ -14,13 +15,18 @@ from rcprobe.step_files import number
 from rcprobe.store import REPORT, RunFolder
 
 VALUES = "values.csv"
+ROWS = 50_000  # written at once: a large report takes many seconds
 
 
-def save_report(report: Report, folder: Path) -> None:
-    """Write ``report.json`` and ``values.csv``, each whole. Raises ``RunError``."""
+def save_report(report: Report, folder: Path, progress: Progress | None = None) -> None:
+    """Write ``report.json`` and ``values.csv``, each whole; ``progress`` hears of rows. Raises ``RunError``."""
     write_json(folder / REPORT, report.to_dict())
-    with whole(folder / VALUES) as temporary:
-        report.frame().to_csv(temporary, index=False)
+    frame = report.frame()
+    with whole(folder / VALUES) as temporary, temporary.open("w", newline="") as file:
+        for start in range(0, max(len(frame), 1), ROWS):
+            frame[start : start + ROWS].to_csv(file, header=start == 0, index=False)
+            if progress is not None:
+                progress(min(start + ROWS, len(frame)), len(frame))
 
 
 def load_report(folder: str | Path | RunFolder) -> Report:
