@@ -1,6 +1,6 @@
 """``run``: a model, a dataset, a report."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -21,10 +21,11 @@ from rcprobe.progress import Display
 from rcprobe.report import Report, SeedRun, build, load_report, save_report
 from rcprobe.seed_folder import SeedFolder
 from rcprobe.store import RunFolder, open_run
-from rcprobe.training import TrainConfig
+from rcprobe.training import Checkpoint, TrainConfig
 from rcprobe.training import train as train_model
 
 Progress = Callable[[int, int], None]
+Training = Callable[..., Iterator[Checkpoint]]
 
 
 def run(
@@ -105,8 +106,8 @@ def _run_seeds(
         if weights is not None:
             m.model.load_state_dict(weights)
         one = m.replica(seed) if several and m.factory is not None else m
-        bars = {"progress": display.bar(f"seed {seed}, training"), "probing": display.bar(f"seed {seed}, probing")}
-        runs.append(run_seed(one, data, metrics, train, seed, batch_size, **bars, kept=folder))
+        bar, probing = display.bar(f"seed {seed}, training"), display.bar(f"seed {seed}, probing")
+        runs.append(run_seed(one, data, metrics, train, seed, batch_size, bar, probing=probing, kept=folder))
     if weights is not None:
         m.model.load_state_dict(weights)
     return runs
@@ -120,14 +121,17 @@ def run_seed(
     seed: int,
     batch_size: BatchSize = "auto",
     progress: Progress | None = None,
+    training: Training = train_model,
     *,
     probing: Progress | None = None,
     kept: SeedFolder | None = None,
 ) -> SeedRun:
     """One seed: train if asked, probe at each stop. A training that diverges ends as the run's ``failure``.
 
-    ``progress`` hears of training steps, ``probing`` of a probe's passes. What ``kept`` holds is not done again.
-    Raises ``RunError`` naming a kept file that is damaged.
+    ``progress`` hears of training steps, ``probing`` of a probe's passes. ``training`` is
+    ``rcprobe.training.train``, or what yields the same stops with the same weights in the model; with ``kept``, whose
+    steps are not done again, it is given ``state`` and ``keep`` too. Raises ``RunError`` naming a kept
+    file that is damaged.
     """
     if kept is not None and kept.finished():
         run = _kept_seed(seed, kept)
@@ -140,7 +144,7 @@ def run_seed(
     failure = None
     try:
         if train is not None:
-            _train(m, probe, train, progress, kept)
+            _train(m, probe, train, progress, training, kept)
         else:
             if m.factory is None:
                 verify_shift(m, _queries(probe, "reverse"))
@@ -156,15 +160,20 @@ def run_seed(
 
 
 def _train(
-    m: LoadedModel, probe: Probe, train: TrainConfig, progress: Progress | None, kept: SeedFolder | None
+    m: LoadedModel,
+    probe: Probe,
+    train: TrainConfig,
+    progress: Progress | None,
+    training: Training,
+    kept: SeedFolder | None,
 ) -> None:
     """Train from where ``kept`` stands, probing at each stop."""
-    reached, state = (kept.load_state() if kept is not None else None) or (0, None)
-    for number in train.probed():
-        if number < reached and kept is not None:
-            probe.steps.append(kept.step(number))
-    keep = kept.save_state if kept is not None else None
-    for stop in train_model(m, probe.dataset.facts, train, probe.seed, progress, state=state, keep=keep):
+    options: dict[str, Any] = {}
+    if kept is not None:
+        reached, state = kept.load_state() or (0, None)
+        probe.steps += [kept.step(number) for number in train.probed() if number < reached]
+        options = {"state": state, "keep": kept.save_state}
+    for stop in training(m, probe.dataset.facts, train, probe.seed, progress, **options):
         if stop.step == train.steps:
             verify_shift(m, _queries(probe, "forward"))
         _probe(probe, stop.step, stop.loss, kept)

@@ -37,14 +37,16 @@ PERMUTATIONS = {
 class Finding:
     """What one condition came to.
 
-    ``control`` is the same statistic of the control (for correlations: its mean after facts were shuffled between
-    directions, with the permutation's p); ``superior`` is P(matched > control), ``d_z`` the standardised contrast,
-    ``start`` the value at the first step. NaN where undefined.
+    ``matched`` and ``control`` are the means of what was contrasted, in the metric's own unit (for correlations,
+    ``control`` is the mean after facts were shuffled between directions, with the permutation's p); ``superior`` is
+    P(matched > control), ``d_z`` the standardised contrast, ``start`` the value at the first step. NaN where
+    undefined.
     """
 
     condition: Condition
     estimate: Estimate
     control: float
+    matched: float = math.nan
     superior: float = math.nan
     d_z: float = math.nan
     start: float = math.nan
@@ -146,6 +148,7 @@ def _contrast(condition: Condition, last: Sequence[Measured], first: Sequence[Me
         condition,
         estimate,
         control=_mean([weighted_mean(control) for _, control in paired]),
+        matched=_mean([weighted_mean(value) for value, _ in per_seed]),
         superior=_mean([probability_superior(value, control) for value, control in paired]),
         d_z=_mean([hedges_dz(x) for x in contrasts]),
         start=_mean([statistic(v - c if c is not None else v) for v, c in start]) if not condition.growth else math.nan,

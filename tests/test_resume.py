@@ -186,7 +186,7 @@ def test_a_diverged_seed_is_not_trained_again(tmp_path, monkeypatch):
     first = rcprobe.run(broken(), SMALL, **asked)
     assert "diverged" in first.runs[0].failure
     (tmp_path / "run" / "done.json").unlink()  # killed before the report was complete
-    monkeypatch.setattr("rcprobe.runner.train_model", None)
+    monkeypatch.setattr("rcprobe.runner._train", None)
     again = rcprobe.run(broken(), SMALL, **asked)
     assert again.to_dict() == first.to_dict()
     assert load_report(tmp_path / "run").runs[0].failure == first.runs[0].failure

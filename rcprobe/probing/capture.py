@@ -2,8 +2,9 @@
 
 import inspect
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +23,10 @@ from rcprobe.probing.captured import (
     stack,
     target_rows,
 )
+from rcprobe.probing.watch import AttentionWatch
 
 CALL = "attention_interface"
+Item = TypeVar("Item")
 
 
 def capture(
@@ -46,12 +49,14 @@ def capture(
     import nnsight
 
     wrapper = m.wrapped
-    paths = _chosen_layers(attention_paths(m.model), layers) if scores else ()
+    paths: Sequence[str] = attention_paths(m.model) if scores else ()
+    watch = AttentionWatch(batch) if scores and not paths else nullcontext()
+    paths = _chosen(paths, layers) if paths else ()
     envoys = _envoys(wrapper)
     head = envoys[head_path(m.model)]
     tapped = [envoys[path] for path in taps]
     inputs = model_inputs(m.model, batch, expand_positions)
-    with evaluating(m.model), torch.set_grad_enabled(bool(taps)), wrapper.trace(**inputs) as tracer:
+    with evaluating(m.model), torch.set_grad_enabled(bool(taps)), watch, wrapper.trace(**inputs) as tracer:
         if tapped:
             cache = nnsight.save(tracer.cache(modules=tapped, device=None, detach=False, include_inputs=True))
         cells = nnsight.save([])
@@ -59,12 +64,14 @@ def capture(
             source = envoys[path].source
             args, kwargs = getattr(source, _last_call(source.names)).inputs
             cells.append(read_call(args, kwargs, batch))
-        if logits:
+        if logits or not paths:
             head.input = target_rows(head.input, batch)
             answered = nnsight.save(wrapper.output.logits)
-        else:
+        elif paths:
             tracer.stop()
     calls = {path: _visits(cache, envoy.path) for path, envoy in zip(taps, tapped, strict=True)} if taps else {}
+    if isinstance(watch, AttentionWatch):
+        cells = _chosen(watch.cells, layers)
     found = answered if logits else torch.empty(len(batch.row), 0, 0)
     return Captured(logits=found, calls=calls, **stack(cells, len(batch.row)))
 
@@ -85,11 +92,11 @@ def attention_paths(model: nn.Module) -> tuple[str, ...]:
     return tuple(path for path, module in model.named_modules() if f"{CALL}(" in _source(type(module)))  # type: ignore[arg-type]
 
 
-def _chosen_layers(paths: Sequence[str], layers: Sequence[int] | None) -> tuple[str, ...]:
-    wrong = [layer for layer in layers or () if not 0 <= layer < len(paths)]
+def _chosen(of_layers: Sequence[Item], layers: Sequence[int] | None) -> Sequence[Item]:
+    wrong = [layer for layer in layers or () if not 0 <= layer < len(of_layers)]
     if wrong:
-        raise UsageError(f"layers: {wrong[0]} is none of the model's {len(paths)} with readable scores, from 0")
-    return tuple(paths if layers is None else [paths[layer] for layer in sorted(set(layers))])
+        raise UsageError(f"layers: {wrong[0]} is none of the model's {len(of_layers)} with readable scores, from 0")
+    return of_layers if layers is None else [of_layers[layer] for layer in sorted(set(layers))]
 
 
 def _envoys(wrapper: Any) -> dict[str, Any]:

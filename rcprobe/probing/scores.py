@@ -68,6 +68,42 @@ def attention_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> AttentionC
     )
 
 
+def sdpa_call(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> AttentionCall:
+    """Name the arguments of torch's ``scaled_dot_product_attention``."""
+    mask = attn_mask
+    while mask is not None and mask.ndim < 4:
+        mask = mask[None]
+    scaling = query.shape[-1] ** -0.5 if scale is None else scale
+    return AttentionCall(query=query, key=key, mask=mask, scaling=scaling, causal=is_causal)
+
+
+def softmax_cells(scores: Float[Tensor, "B H L L"], row: Int[Tensor, " B"], evidence: Int[Tensor, " B"]) -> CellScores:
+    """The cells of scores on their way into a softmax, less the mean over the keys that their row may attend to.
+
+    Some models add a constant that depends on how far the batch was padded (MPT), which the softmax doesn't see.
+    The mask was added before, so a forbidden cell's score is gone: it gets the lowest of its row.
+    """
+    prompts = torch.arange(len(row), device=row.device)
+    rows = scores[prompts, :, row]
+    allowed = rows > torch.finfo(scores.dtype).min / 2
+    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    rows = rows - (rows.masked_fill(~allowed, 0.0).sum(dim=-1) / allowed.sum(dim=-1))[..., None]
+    lowest = rows.masked_fill(~allowed, torch.inf).amin(dim=-1)
+    attendable = allowed[prompts, :, evidence]
+    cell = rows[prompts, :, evidence].where(attendable, lowest)
+    log_weight = cell - rows.masked_fill(~allowed, -torch.inf).logsumexp(dim=-1)
+    return CellScores(cell, log_weight.masked_fill(~attendable, -torch.inf), attendable)
+
+
 def cell_scores(call: AttentionCall, row: Int[Tensor, " B"], evidence: Int[Tensor, " B"]) -> CellScores:
     """Score and log weight of the cell (row, evidence) of each prompt; half precision is raised to float32."""
     prompts = torch.arange(len(row), device=row.device)

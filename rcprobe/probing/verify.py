@@ -12,7 +12,7 @@ from rcprobe.errors import VerificationError
 from rcprobe.facts import Query
 from rcprobe.loaded import LoadedModel, evaluating
 from rcprobe.probing.batch import Batch, collate
-from rcprobe.probing.capture import attention_paths, capture
+from rcprobe.probing.capture import capture
 from rcprobe.probing.captured import model_inputs
 
 LENGTH = 8
@@ -130,10 +130,10 @@ def _padding(m: LoadedModel) -> Check:
 
 def _weights(m: LoadedModel) -> Check:
     name = "scores"
-    if not attention_paths(m.model):
-        return Check(name, None, "no softmax attention call found: scores are unsupported")
     batch = collate(m, _score_queries(m))
     captured = capture(m, batch)
+    if not captured.scores.shape[1]:
+        return Check(name, None, "no softmax attention call found: scores are unsupported")
     shown = _attention_weights(m.model, batch)
     if not shown:
         return Check(name, None, "the model doesn't show its attention weights")
@@ -149,6 +149,8 @@ def _weights(m: LoadedModel) -> Check:
 
 def _attention_weights(model: nn.Module, batch: Batch) -> list[Tensor]:
     with _eager(model), evaluating(model), torch.no_grad():
+        if model.config._attn_implementation != "eager":  # type: ignore[union-attr]
+            return []  # it can't be switched, and what it then shows need not be what it does (Falcon)
         attentions = getattr(model(**model_inputs(model, batch), output_attentions=True), "attentions", None)
     return [layer for layer in attentions or () if layer is not None]
 
@@ -157,6 +159,9 @@ def _attention_weights(model: nn.Module, batch: Batch) -> list[Tensor]:
 def _eager(model: nn.Module) -> Iterator[None]:
     config = model.config
     before = config._attn_implementation  # type: ignore[union-attr]
+    if before == "eager":
+        yield
+        return
     model.set_attn_implementation("eager")  # type: ignore[operator]
     try:
         yield

@@ -29,27 +29,26 @@ def percent(values: list[float]) -> str:
 
 
 def interval(finding: Finding) -> str:
-    """Estimate and 95 % interval."""
+    """Estimate and 95 % interval; an effect size says that it is one."""
     e = finding.estimate
-    if math.isnan(e.low):
-        return number(e.value)
-    return f"{number(e.value)} [{number(e.low)}, {number(e.high)}]"
+    unit = "d_z " if finding.condition.statistic == "effect_size" else ""
+    return f"{unit}{number(e.value)}" + ("" if math.isnan(e.low) else f" [{number(e.low)}, {number(e.high)}]")
 
 
 def control(finding: Finding) -> str:
-    """What the estimate is held against."""
+    """What the estimate is held against; beside an effect size, both sides in their own unit."""
     if finding.condition.statistic == "correlation":
         return f"shuffled facts {number(finding.control)}"
-    return "zero" if math.isnan(finding.control) else f"control {number(finding.control)}"
+    own = f"{number(finding.matched)}, " if finding.condition.statistic == "effect_size" else ""
+    return own + ("zero" if math.isnan(finding.control) else f"control {number(finding.control)}")
 
 
 def effect(finding: Finding) -> str:
-    """The effect size: d_z and P(matched > control), or the correlation itself."""
+    """The effect sizes that the estimate isn't: d_z and P(matched > control), or the correlation itself."""
     if finding.condition.statistic == "correlation":
         return f"r {number(finding.estimate.value)}"
-    if finding.condition.statistic == "effect_size":
-        return f"d_z {number(finding.estimate.value)}"
-    parts = [] if math.isnan(finding.d_z) else [f"d_z {number(finding.d_z)}"]
+    known = math.isnan(finding.d_z) or finding.condition.statistic == "effect_size"
+    parts = [] if known else [f"d_z {number(finding.d_z)}"]
     if not math.isnan(finding.superior):
         parts.append(f"P {finding.superior:.2f}")
     return ", ".join(parts) or "–"

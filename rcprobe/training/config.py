@@ -44,3 +44,7 @@ class TrainConfig:
         """The steps that are probed, in order."""
         every = range(0, self.steps + 1, self.probe_every) if self.probe_every else ()
         return tuple(sorted({0, *every, *self.probe_at, self.steps}))
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of a step, counted from 1."""
+        return self.lr * min(1.0, step / max(self.warmup, 1))

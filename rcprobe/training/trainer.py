@@ -1,5 +1,6 @@
 """Training on forward statements, with stops where the model is probed."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from rcprobe.errors import DataError, TrainingError
 from rcprobe.facts import Fact
 from rcprobe.loaded import LoadedModel
 from rcprobe.training.config import TrainConfig
-from rcprobe.training.objectives import OBJECTIVES
+from rcprobe.training.objectives import training_loss
 from rcprobe.training.state import Keeper, Randomness, State, pack, unpack
 
 
@@ -21,6 +22,13 @@ class Checkpoint:
 
     step: int
     loss: float | None
+
+    def check(self, seed: int) -> None:
+        """Raise ``TrainingError`` naming seed and step unless the loss is finite."""
+        if self.loss is not None and not math.isfinite(self.loss):
+            raise TrainingError(
+                f"training diverged: the loss is {self.loss} by step {self.step}, seed {seed}; lower lr"
+            )
 
 
 def train(
@@ -45,15 +53,7 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     randomness = Randomness(seed, m.device)
     parameters = [p for p in m.model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(
-        parameters,
-        config.lr,
-        config.betas,
-        weight_decay=config.weight_decay,
-        fused=m.device.type in ("cpu", "cuda"),
-    )
-    average = _Average(parameters, config.ema)
-    loss_of = OBJECTIVES[m.adapter.objective]
+    optimiser, average = adamw(parameters, config), Average(parameters, config.ema)
     keeper = Keeper(keep)
     losses: list[Tensor] = []
     done = 0
@@ -68,8 +68,8 @@ def train(
         with randomness.own():
             for step in range(done + 1, stop + 1):
                 drawn = torch.randint(len(ids), (config.batch_size,), generator=generator)
-                loss = loss_of(m, ids[drawn].to(m.device), real[drawn].to(m.device), generator)
-                optimiser.param_groups[0]["lr"] = config.lr * min(1.0, step / max(config.warmup, 1))
+                loss = training_loss(m, ids[drawn].to(m.device), real[drawn].to(m.device), generator)
+                optimiser.param_groups[0]["lr"] = config.lr_at(step)
                 optimiser.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 nn.utils.clip_grad_norm_(parameters, config.clip, foreach=True)
@@ -80,12 +80,11 @@ def train(
                     progress(step, config.steps)
                 keeper.offer(step, lambda: pack(m.model, optimiser, generator, randomness, average.tensors(), losses))
         done = stop
-        mean = float(torch.stack(losses).mean())
-        if not torch.isfinite(torch.tensor(mean)):
-            raise TrainingError(f"training diverged: the loss is {mean} by step {stop}, seed {seed}; lower lr")
+        checkpoint = Checkpoint(stop, float(torch.stack(losses).mean()))
+        checkpoint.check(seed)
         losses.clear()
         with average.held():
-            yield Checkpoint(stop, mean)
+            yield checkpoint
     average.settle()
     m.model.eval()
 
@@ -104,15 +103,22 @@ def forward_statements(m: LoadedModel, facts: Sequence[Fact]) -> tuple[Tensor, T
     return pad(rows, batch_first=True, padding_value=m.pad_id), real
 
 
-class _Average:
+def adamw(parameters: Sequence[Tensor], config: TrainConfig) -> torch.optim.AdamW:
+    """The optimiser of a training, before warm-up."""
+    fused = parameters[0].device.type in ("cpu", "cuda")
+    return torch.optim.AdamW(parameters, config.lr, config.betas, weight_decay=config.weight_decay, fused=fused)
+
+
+class Average:
     """Exponential moving average of parameters, its decay ramping up as (1 + n)/(10 + n) (RADD)."""
 
-    def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
+    def __init__(self, parameters: Sequence[Tensor], decay: float) -> None:
         self.parameters, self.decay, self.updates = list(parameters), decay, 0
         self.shadow = [p.detach().clone() for p in self.parameters]
 
     @torch.no_grad()
     def update(self) -> None:
+        """Move the average towards the parameters as they are now."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.decay else 0.0
         torch._foreach_lerp_(self.shadow, [p.detach() for p in self.parameters], 1 - decay)

@@ -42,7 +42,7 @@ UNUSED = "the model holds it and never uses it: its gradient is zero"
 class Family:
     """How to build a family.
 
-    ``scores`` is false where attention isn't called through transformers' interface. ``per_query`` maps patterns of
+    ``interface`` is false where attention isn't called through transformers' interface. ``per_query`` maps patterns of
     the parameters that take a backward pass a query to the reason, ``untied_per_query`` those that do so only where
     the embeddings are untied: a parameter that stops being covered, or starts to be, fails the test.
     """
@@ -53,7 +53,7 @@ class Family:
     objective: str = "causal"
     attention: str = ""
     ties: tuple[bool, ...] = (False, True)
-    scores: bool = True
+    interface: bool = True
     implementation: str = "sdpa"
     per_query: Mapping[str, str] = field(default_factory=dict)
     untied_per_query: Mapping[str, str] = field(default_factory=dict)
@@ -151,13 +151,34 @@ FAMILIES: dict[str, Family] = {
         transformers.BloomForCausalLM,
         transformers.BloomConfig,
         {"hidden_size": WIDTH, "n_layer": DEPTH, "n_head": HEADS},
-        scores=False,
+        interface=False,
+    ),
+    "falcon": Family(
+        transformers.FalconForCausalLM,
+        transformers.FalconConfig,
+        {"hidden_size": WIDTH, "num_hidden_layers": DEPTH, "num_attention_heads": HEADS, "ffn_hidden_size": INNER},
+        interface=False,
+    ),
+    "falcon alibi": Family(
+        transformers.FalconForCausalLM,
+        transformers.FalconConfig,
+        {
+            "hidden_size": WIDTH,
+            "num_hidden_layers": DEPTH,
+            "num_attention_heads": HEADS,
+            "ffn_hidden_size": INNER,
+            "alibi": True,
+            "new_decoder_architecture": True,
+            "num_kv_heads": KEY_HEADS,
+        },
+        interface=False,
+        ties=(True,),
     ),
     "mpt": Family(
         transformers.MptForCausalLM,
         transformers.MptConfig,
         {"d_model": WIDTH, "n_layers": DEPTH, "n_heads": HEADS, "max_seq_len": 64},
-        scores=False,
+        interface=False,
     ),
     "bert": Family(
         transformers.BertForMaskedLM,
@@ -183,7 +204,7 @@ FAMILIES: dict[str, Family] = {
         transformers.DebertaV2Config,
         {**BERT_LIKE, "relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_biased_input": False},
         objective="masked",
-        scores=False,
+        interface=False,
         per_query={r"pos_(key|query)_proj\.(weight|bias)$|rel_embeddings\.weight$": SHARED},
         untied_per_query={r"^cls\.predictions\.bias$": UNUSED},
     ),
@@ -192,7 +213,7 @@ FAMILIES: dict[str, Family] = {
         transformers.DebertaV2Config,
         {**BERT_LIKE, "legacy": False, "type_vocab_size": 2},
         objective="masked",
-        scores=False,
+        interface=False,
         ties=(True,),
         per_query={r"word_embeddings\.weight$|lm_head\.bias$": DIRECT},
     ),
@@ -248,8 +269,8 @@ def build(name: str, tied: bool, dtype: torch.dtype = torch.float64) -> LoadedMo
     config = family.config(vocab_size=VOCABULARY, tie_word_embeddings=tied, **special, **family.options)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = family.model(config).double()
-        model.set_attn_implementation(family.implementation if family.scores else "eager")
+        implementation = family.implementation if family.interface else "eager"  # those can't change it later
+        model = family.model._from_config(config, attn_implementation=implementation).double()
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter += 0.15 * torch.randn_like(parameter)

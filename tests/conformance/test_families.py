@@ -22,7 +22,7 @@ from rcprobe.queries import encode
 
 EVERY = pytest.mark.parametrize(("name", "tied"), CASES, ids=IDS)
 FAMILY = pytest.mark.parametrize("name", FAMILIES)
-WITHOUT_SCORES = {name for name, family in FAMILIES.items() if not family.scores}
+OFF_INTERFACE = {name for name, family in FAMILIES.items() if not family.interface}
 CONTROLS = 4
 # a cosine with what rounding leaves of a gradient that vanishes is no number: such parts are zero for both
 VANISHING = 1e-12
@@ -44,11 +44,13 @@ def queries_of(m: LoadedModel) -> list[Query]:
 def shown_weights(m: LoadedModel, query: Query) -> torch.Tensor:
     """exp(log weight) [N, H] at the query's cell, from the model's own eager weights of the prompt alone."""
     before = m.config._attn_implementation
-    m.model.set_attn_implementation("eager")
+    if before != "eager":
+        m.model.set_attn_implementation("eager")
     ids = torch.tensor([query.input_ids])
     with torch.no_grad():
         shown = m.model(ids, attention_mask=torch.ones_like(ids), output_attentions=True).attentions
-    m.model.set_attn_implementation(before)
+    if before != "eager":
+        m.model.set_attn_implementation(before)
     return torch.stack([layer[0, :, query.row, query.evidence_positions[0]] for layer in shown if layer is not None])
 
 
@@ -59,13 +61,19 @@ def same(one: Captured, other: Captured) -> None:
     torch.testing.assert_close(one.logits, other.logits)
 
 
+def layers_of(m: LoadedModel) -> int:
+    """Those with softmax attention: of a hybrid, some."""
+    return len(attention_paths(m.model)) or m.config.num_hidden_layers
+
+
 def check_scores(m: LoadedModel, atol: float) -> None:
     queries = queries_of(m)
     assert len({len(query.input_ids) for query in queries}) > 2  # the batch is padded
     batch = collate(m, queries)
     padded = capture(m, batch)
-    same(padded, capture_with_hooks(m, batch))
-    assert padded.scores.shape == (len(queries), len(attention_paths(m.model)), m.config.num_attention_heads)
+    if attention_paths(m.model):  # all that the twin can read
+        same(padded, capture_with_hooks(m, batch))
+    assert padded.scores.shape == (len(queries), layers_of(m), m.config.num_attention_heads)
     for b, query in enumerate(queries):
         want = shown_weights(m, query)
         got = padded.log_weights[b].exp()
@@ -74,7 +82,8 @@ def check_scores(m: LoadedModel, atol: float) -> None:
     for b in range(len(queries))[3:6]:
         single = collate(m, [queries[b]])
         alone = capture(m, single)
-        same(alone, capture_with_hooks(m, single))
+        if attention_paths(m.model):
+            same(alone, capture_with_hooks(m, single))
         torch.testing.assert_close(alone.scores[0], padded.scores[b], rtol=10 * atol, atol=10 * atol)
         got, want = alone.log_weights[0].exp(), padded.log_weights[b].exp()
         torch.testing.assert_close(got, want, rtol=0, atol=atol)
@@ -83,16 +92,14 @@ def check_scores(m: LoadedModel, atol: float) -> None:
 @FAMILY
 def test_scores_give_the_weights_that_the_model_shows(name):
     tied = FAMILIES[name].ties[0]
-    if name in WITHOUT_SCORES:
-        assert attention_paths(build(name, tied).model) == ()
-        return
     with in_double():
         check_scores(build(name, tied), atol=1e-10)
     check_scores(build(name, tied, torch.float32), atol=1e-6)
 
 
-def test_the_families_without_scores_are_these():
-    assert sorted(WITHOUT_SCORES) == ["bloom", "deberta-v2", "deberta-v2 new head", "mpt"]
+def test_the_families_off_the_interface_are_these():
+    off = {name for name in FAMILIES if not attention_paths(build(name, FAMILIES[name].ties[0]).model)}
+    assert off == OFF_INTERFACE == {"bloom", "deberta-v2", "deberta-v2 new head", "falcon", "falcon alibi", "mpt"}
 
 
 @pytest.mark.parametrize("name", ["gemma2", "gemma3", "modernbert"])
@@ -197,5 +204,5 @@ def test_the_family_passes_verification(name):
         "mask": True if masked else None,
         "attention": None if m.adapter.attention == "hybrid" else True,
         "padding": True,
-        "scores": None if name in WITHOUT_SCORES else True,
+        "scores": True,
     }

@@ -21,7 +21,7 @@ def command(
     steps: Annotated[int, typer.Option(help="Training steps.")] = 1000,
     out: Annotated[Path | None, typer.Option(help="A new folder for each model's report.json and values.csv.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the reports as JSON.")] = False,
-    quiet: Annotated[bool, typer.Option(help="Print nothing but errors.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
 ) -> None:
     """Train three one-layer models on letter pairs, forward only; ask them backwards; say what was found.
 
@@ -48,17 +48,18 @@ def command(
 
 def run_demo(seeds: int, steps: int, show: bool = False) -> "dict[str, Report]":
     """The demo's reports by the model's label."""
+    from rcprobe_plugins.studies.jobs import Job, run_jobs, start_server
+
+    start_server()  # it imports beside us
+
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     from rcprobe.training import TrainConfig
-    from rcprobe_plugins.studies.jobs import Job, run_jobs
 
     train = TrainConfig(steps=steps, lr=3e-3)
     jobs = [
-        Job(model, options, "letters", {"length": 6}, train, seed)
-        for model, options in MODELS.values()
-        for seed in range(seeds)
+        Job(model, options, "letters", {"length": 6}, train, tuple(range(seeds))) for model, options in MODELS.values()
     ]
     console = Console(stderr=True)
     columns = (
@@ -68,16 +69,9 @@ def run_demo(seeds: int, steps: int, show: bool = False) -> "dict[str, Report]":
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console, disable=not (show and console.is_terminal), transient=True) as bar:
-        tasks = [bar.add_task(label, total=seeds * steps) for label in MODELS]
-        reached = [0] * len(jobs)
-
-        def progress(number: int, step: int) -> None:
-            reached[number] = step
-            model = number // seeds
-            bar.update(tasks[model], completed=sum(reached[model * seeds : (model + 1) * seeds]))
-
-        runs = run_jobs(jobs, progress)
-    return {label: _report(jobs[k * seeds], runs[k * seeds : (k + 1) * seeds]) for k, label in enumerate(MODELS)}
+        tasks = [bar.add_task(label, total=1.0) for label in MODELS]
+        runs = run_jobs(jobs, lambda number, share: bar.update(tasks[number], completed=share))
+    return {label: _report(job, found) for label, job, found in zip(MODELS, jobs, runs, strict=True)}
 
 
 def _report(job: "Job", runs: "list[SeedRun]") -> "Report":
@@ -85,6 +79,6 @@ def _report(job: "Job", runs: "list[SeedRun]") -> "Report":
     from rcprobe.probe import resolve_metrics
     from rcprobe.runner import load_dataset, summarise
 
-    m = load(job.model, options=job.options, seed=job.seed)
+    m = load(job.model, options=job.options, seed=job.seeds[0])
     dataset = load_dataset(job.dataset, job.dataset_options)
     return summarise(m, dataset, resolve_metrics(None), runs, train=job.train)

@@ -36,9 +36,9 @@ def table(reports: Mapping[str, Report]) -> Table:
     shown.add_column("mean (range over seeds)", max_width=27, overflow="fold")
     for label in reports:
         shown.add_column(label.replace(", ", "\n"), min_width=17, overflow="fold")
-    for reading, meaning in ((LETTERS, "letter by letter"), (EVERYTHING, "placeholder counted too")):
+    for reading in (LETTERS, EVERYTHING):
         rows = [
-            f"accuracy, {meaning}",
+            f"accuracy, {reading}",
             *(_both(_accuracy(r, reading, 0), _accuracy(r, reading, 1)) for r in reports.values()),
         ]
         shown.add_row(*rows)
@@ -62,7 +62,8 @@ def legend(reports: Mapping[str, Report]) -> list[str]:
         "Brackets hold the 95 % interval over seeds. "
         "Controls: storage and outcome, other letters in the answer's place; "
         "routing, facts shuffled between directions; dynamics, the same answer asked from another letter. "
-        "d_z: effect in standard deviations; P: how often a fact beats its control.",
+        "Storage grows in logits. d_z: effect in standard deviations; P: how often a fact beats its control.",
+        f"{LETTERS}: the answer competes with the other letters; {EVERYTHING}: with the placeholder 0 too.",
         "identity: true by construction, trained or not, and so no evidence of learning.",
     ]
     for label, report in reports.items():
@@ -76,7 +77,7 @@ def legend(reports: Mapping[str, Report]) -> list[str]:
 def answer(reports: Mapping[str, Report]) -> str:
     """The finding, from the numbers alone."""
     said = [f"{label}: right in reverse {words.percent(_accuracy(r, LETTERS, 1))}" for label, r in reports.items()]
-    parts = [f"Answer (letter by letter; guessing gives {1 / 52:.0%}). {'; '.join(said)}."]
+    parts = [f"Answer ({LETTERS}; guessing gives {1 / 52:.0%}). {'; '.join(said)}."]
     for label, report in reports.items():
         signatures = [s for name, s in report.signatures.items() if " (" not in name]
         found = [

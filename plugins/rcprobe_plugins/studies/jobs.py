@@ -1,4 +1,7 @@
-"""Seeds of several models side by side, one process a core."""
+"""Seeds of several models on all cores: trained side by side, then probed one by one.
+
+Importing this module doesn't import torch, so that the server of workers can begin to while the caller does.
+"""
 
 import multiprocessing
 import os
@@ -7,13 +10,15 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from multiprocessing import forkserver
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rcprobe.report import SeedRun
-from rcprobe.training import TrainConfig
+if TYPE_CHECKING:
+    from rcprobe.report import SeedRun
+    from rcprobe.training import TrainConfig
+    from rcprobe_plugins.studies.fast_trainer import Recording
 
 PRELOAD = [
-    "rcprobe_plugins.studies.jobs",
+    "rcprobe_plugins.studies.fast_trainer",
     "rcprobe_plugins.models.radd",
     "rcprobe_plugins.models.gpt2_mini",
     "rcprobe.runner",
@@ -23,40 +28,57 @@ PRELOAD = [
 
 @dataclass(frozen=True)
 class Job:
-    """One seed of one model, trained forward only on a dataset and probed along the way."""
+    """Seeds of one tiny model, trained forward only on a dataset and probed along the way."""
 
     model: str
     options: Mapping[str, Any]
     dataset: str
     dataset_options: Mapping[str, Any]
-    train: TrainConfig
-    seed: int
+    train: "TrainConfig"
+    seeds: tuple[int, ...]
 
 
-def run_jobs(jobs: Sequence[Job], progress: Callable[[int, int], None]) -> list[SeedRun]:
-    """Run jobs on all cores and return their results in order; ``progress`` hears (job number, steps done).
+def start_server() -> None:
+    """Start the process that workers are forked from, and return while it imports what they need.
 
-    Workers are forked from a server that imported everything once: that import costs seconds, and forking a
-    process that has already computed isn't safe. Each job computes on one thread, so its numbers don't depend on
-    how many cores there are.
+    That import costs seconds, so it is done once; and forking a process that has already computed isn't safe.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
+    forkserver.set_forkserver_preload(PRELOAD)
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server inherits it: Ctrl-C is the parent's to handle
     forkserver.ensure_running()
     signal.signal(signal.SIGINT, handler)
+
+
+def run_jobs(jobs: Sequence[Job], progress: Callable[[int, float], None]) -> "list[list[SeedRun]]":
+    """Run jobs on all cores: for each, its seeds' results in order. ``progress`` hears (job number, share done).
+
+    A job's seeds are trained together, in one worker and on one thread, so numbers don't depend on how many cores
+    there are.
+    """
+    start_server()
+    context = multiprocessing.get_context("forkserver")
     steps = context.SimpleQueue()
-    pool = ProcessPoolExecutor(min(len(jobs), _cores()), context, initializer=_start, initargs=(steps,))
+    pool = ProcessPoolExecutor(_cores(), context, initializer=_start, initargs=(steps,))
     try:
-        futures = [pool.submit(_work, number, job) for number, job in enumerate(jobs)]
-        running: set[Future[SeedRun]] = set(futures)
+        trainings = {pool.submit(_train, number, job): number for number, job in enumerate(jobs)}
+        probings: list[list[Future[SeedRun]]] = [[] for _ in jobs]
+        running: set[Future[Any]] = set(trainings)
         while running:
             done, running = wait(running, timeout=0.1, return_when=FIRST_COMPLETED)
             while not steps.empty():
-                progress(*steps.get())
+                number, step = steps.get()
+                progress(number, 0.5 * step / jobs[number].train.steps)
             for future in done:
-                future.result()  # the first job that fails ends the study
-        return [future.result() for future in futures]
+                found = future.result()  # the first job that fails ends the study
+                if future in trainings:
+                    number, job = trainings[future], jobs[trainings[future]]
+                    seeds = zip(job.seeds, found, strict=True)
+                    probings[number] = [pool.submit(_probe, job, seed, recording) for seed, recording in seeds]
+                    running.update(probings[number])
+            for number, futures in enumerate(probings):
+                if futures:
+                    progress(number, 0.5 + 0.5 * sum(future.done() for future in futures) / len(futures))
+        return [[future.result() for future in futures] for futures in probings]
     except BaseException:
         for process in (pool._processes or {}).values():
             process.terminate()
@@ -81,12 +103,21 @@ def _start(steps: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
 
 
-def _work(number: int, job: Job) -> SeedRun:
+def _train(number: int, job: Job) -> "list[Recording]":
+    from rcprobe.loading import load
+    from rcprobe.runner import load_dataset
+    from rcprobe_plugins.studies.fast_trainer import record
+
+    models = [load(job.model, options=job.options, seed=seed) for seed in job.seeds]
+    facts = load_dataset(job.dataset, job.dataset_options).facts
+    return record(models, facts, job.train, job.seeds, lambda step, _: _steps.put((number, step)))
+
+
+def _probe(job: Job, seed: int, recording: "Recording") -> "SeedRun":
     from rcprobe.loading import load
     from rcprobe.probe import resolve_metrics
     from rcprobe.runner import load_dataset, run_seed
 
-    m = load(job.model, options=job.options, seed=job.seed)
+    m = load(job.model, options=job.options, seed=seed)
     dataset = load_dataset(job.dataset, job.dataset_options)
-    metrics = resolve_metrics(None)
-    return run_seed(m, dataset, metrics, job.train, job.seed, progress=lambda step, _: _steps.put((number, step)))
+    return run_seed(m, dataset, resolve_metrics(None), job.train, seed, training=recording.replay)

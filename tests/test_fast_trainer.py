@@ -1,0 +1,99 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from rcprobe import Fact, TrainConfig, load
+from rcprobe.encoding import Encoding
+from rcprobe.errors import TrainingError, UsageError
+from rcprobe.training import train
+from rcprobe_plugins.studies.fast_trainer import record
+
+FACTS = [Fact(c, c.upper(), ("{a}0{b}0", "00{a}{b}"), ("{b}0{a}0", "00{b}{a}")) for c in "abcd"]
+CONFIG = TrainConfig(steps=20, lr=0.01, warmup=5, clip=0.5, ema=0.9, batch_size=8, weight_decay=0.1, probe_at=(7,))
+
+
+class Learned(Encoding):
+    """Uses the whole contract, each part with weights of its own."""
+
+    def __init__(self, width, heads, max_length):
+        super().__init__(width, heads, max_length)
+        self.slope = nn.Parameter(torch.linspace(0.1, 0.5, heads))
+        self.scale = nn.Parameter(torch.linspace(0.5, 1.5, width // heads))
+        self.shift = nn.Linear(width, width)
+
+    def embed(self, x):
+        return x + self.shift(x.roll(1, dims=1))
+
+    def rotate(self, query, key):
+        return query * self.scale, key - self.scale
+
+    def bias(self, length):
+        position = torch.arange(length)
+        return (self.slope[:, None, None] * (position[:, None] - position))[None]
+
+
+def tiny(name, encoding, seed, **options):
+    own = encoding == "learned"
+    options = {"width": 8, "max_length": 8, "heads": 2, "depth": 2, **options}
+    m = load(name, options={**options, "encoding": "alibi" if own else encoding}, seed=seed)
+    if own:
+        torch.manual_seed(seed)
+        m.model.encoding = Learned(8, 2, 8)
+    m.model.double()
+    return m
+
+
+def plain(m, seed, config=CONFIG):
+    for stop in train(m, FACTS, config, seed):
+        yield stop, [p.detach().clone() for p in m.model.parameters()]
+
+
+@pytest.mark.parametrize("name", ["radd", "gpt2-mini"])
+@pytest.mark.parametrize("encoding", ["rope", "alibi", "absolute", "learned"])
+def test_side_by_side_gives_each_seed_the_plain_trainers_numbers(name, encoding):
+    models = [tiny(name, encoding, seed) for seed in (3, 4)]
+    recordings = record(copy.deepcopy(models), FACTS, CONFIG, [3, 4])
+    for m, seed, recording in zip(models, (3, 4), recordings, strict=True):
+        replayed = copy.deepcopy(m)
+        replays = recording.replay(replayed, FACTS, CONFIG, seed)
+        for (expected, weights), found in zip(plain(m, seed), replays, strict=True):
+            assert found.step == expected.step
+            assert found.loss == (expected.loss and pytest.approx(expected.loss, rel=1e-9))
+            for parameter, weight in zip(replayed.model.parameters(), weights, strict=True):
+                torch.testing.assert_close(parameter.detach(), weight, rtol=1e-9, atol=1e-9)
+
+
+def test_raw_weights_are_recorded_without_averaging():
+    m, config = tiny("radd", "rope", 0, depth=1), TrainConfig(steps=3, ema=0.0, batch_size=4)
+    (recording,) = record([m], FACTS, config, [0])
+    (_, last) = list(plain(m, 0, config))[-1]
+    torch.testing.assert_close(torch.from_numpy(recording.stops[-1][1]), nn.utils.parameters_to_vector(last))
+
+
+def test_a_seed_that_diverges_leaves_the_others_alone():
+    models = [tiny("radd", "alibi", seed) for seed in (5, 6)]
+    with torch.no_grad():
+        models[0].model.lm_head.bias[3] = torch.nan
+    lost, fine = record(models, FACTS, CONFIG, [5, 6])
+    with pytest.raises(TrainingError, match=r"step 7, seed 5"):
+        list(lost.replay(models[0], FACTS, CONFIG, 5))
+    assert [stop.step for stop in fine.replay(models[1], FACTS, CONFIG, 6)] == [0, 7, 20]
+
+
+def test_what_only_the_plain_trainer_can_do_is_refused():
+    with pytest.raises(UsageError, match="dropout"):
+        record([tiny("radd", "rope", 0, dropout=0.1)], FACTS, CONFIG, [0])
+    lengths = [Fact("a", "A", ("{a}{b}", "{a}0{b}"), ("{b}{a}", "{b}0{a}"))]
+    with pytest.raises(UsageError, match="several lengths"):
+        record([tiny("radd", "rope", 0)], lengths, CONFIG, [0])
+    with pytest.raises(UsageError, match="no tiny model"):
+        record([load("llama", options={"alphabet": "0abcdABCD"})], FACTS, CONFIG, [0])
+
+
+def test_a_model_that_computes_something_else_is_refused():
+    m = tiny("radd", "rope", 0)
+    m.model.blocks[1].mlp[1] = nn.ReLU()
+    with pytest.raises(UsageError, match="forward isn't"):
+        record([m], FACTS, CONFIG, [0])
