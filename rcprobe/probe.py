@@ -83,6 +83,7 @@ class Probe:
         accuracy: dict[str, Mapping[str, tuple[float, float]]] = {}
         excluded: dict[str, Mapping[str, int]] = {}
         skipped: dict[str, str] = {}
+        coverage: dict[str, Mapping[str, Mapping[str, int]]] = {}
         for ask in self.asked:
             pairing = ask.pairing
             reads = frozenset({"log_probs"} if ask.whole else ()).union(*(m.reads for m in ask.metrics))
@@ -91,6 +92,8 @@ class Probe:
             candidates = self.dataset.readings
             seen = observe(self.m, ask.pairs, read=reads, batch_size=self.batch_size, candidates=candidates)
             self.batch_used = min(self.batch_used or seen.batch_size, seen.batch_size)
+            if seen.gradients is not None:
+                coverage[pairing] = seen.gradients.coverage()
             if ask.whole:
                 excluded[pairing] = Counter(seen.excluded.values())
                 accuracy[pairing] = _accuracy(seen)
@@ -107,7 +110,7 @@ class Probe:
                         measured.append(Measured(metric.name, pairing, self.seed, step, columns, ask.table))
                 if reason is not None:
                     skipped[f"{metric.name} ({pairing})"] = reason
-        return Step(self.seed, step, loss, tuple(measured), accuracy, excluded, skipped)
+        return Step(self.seed, step, loss, tuple(measured), accuracy, excluded, skipped, coverage)
 
     def sample(self, ask: Ask, size: int) -> "Probe":
         """A probe of one ask alone, and of so many of its pairs, evenly chosen from those that can be asked."""
