@@ -111,7 +111,7 @@ class Radd(TinyAdapter):
             return {}
         mirrored = "a model that reads the distance alone answers a mirrored query alike (Prop. 4.5)"
         return {
-            "attention_correlation": "mirrored queries have equal scores; in one layer, all do up to a constant (Prop. 4.5)",
+            "attention_correlation": "mirrored queries have equal scores, at any depth (Prop. 4.5)",
             "gradient_alignment": f"{mirrored}, so both gradients are one",
             "reverse_probability": f"{mirrored}: reverse equals forward, trained or not",
             "accuracy": f"{mirrored}: reverse equals forward over all placements, trained or not",
