@@ -24,6 +24,8 @@ cli = typer.Typer(
 )
 plugins_cli = typer.Typer(help="What is installed, and what was left out.", no_args_is_help=True, rich_markup_mode=None)
 cli.add_typer(plugins_cli, name="plugins")
+models_cli = typer.Typer(help="What would be done with a checkpoint.", no_args_is_help=True, rich_markup_mode=None)
+cli.add_typer(models_cli, name="models")
 
 
 @cli.command("run")
@@ -101,6 +103,26 @@ def plugins_show(
         typer.echo(f"{row['name']} ({row['kind'].removesuffix('s')}): {row['description']}")
         typer.echo(f"  from     {row['distribution']} {row['version']}, plugin {row['plugin']!r}")
         typer.echo(f"  defined  {row['target']}")
+
+
+@models_cli.command("inspect")
+def models_inspect(
+    model: Annotated[str, typer.Argument(help="A folder or a hub id.", show_default=False)],
+    revision: Annotated[str | None, typer.Option(help="The commit, branch or tag of a hub id.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+) -> None:
+    """Say which adapter takes a checkpoint, why, and what it would do, from the configuration alone.
+
+    Example: rcprobe models inspect GSAI-ML/LLaDA-8B-Base
+    """
+    from rcprobe.inspection import inspect
+
+    found = inspect(model, revision)
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        typer.echo(str(found))
+    _tell_failures()
 
 
 def _tell_failures() -> None:
