@@ -41,6 +41,8 @@ class Adapter:
         shift: token i is predicted by the logits at position i − shift (causal models: 1).
         architecture: the transformers class that runs the family, e.g. ``"LlamaForCausalLM"``.
         keys: regular expressions → replacements that turn a checkpoint's parameter names into the architecture's.
+        unused: regular expressions over a checkpoint's parameter names: weights that the family has no use for, as
+            another head's. Any other weight that the architecture lacks is refused.
         mask_token: the mask's id; None takes it from the tokenizer.
         mask_in_softmax: false where the family never predicts the mask and leaves it out of the softmax.
         groups: regular expressions over parameter names → the group they belong to (embedding, query, key, value,
@@ -58,6 +60,7 @@ class Adapter:
     shift: ClassVar[int] = 0
     architecture: ClassVar[str]
     keys: ClassVar[Mapping[str, str]] = {}
+    unused: ClassVar[tuple[str, ...]] = ()
     mask_token: ClassVar[int | None] = None
     mask_in_softmax: ClassVar[bool] = True
     groups: ClassVar[Mapping[str, str | tuple[str, ...]]]
@@ -127,9 +130,15 @@ class Adapter:
         """The id of the mask token, or None for a causal model. Raises ``AdapterError`` where it isn't known."""
         if self.objective == "causal":
             return None
-        token = self.mask_token if self.mask_token is not None else getattr(tokenizer, "mask_token_id", None)
+        known = getattr(tokenizer, "mask_token_id", None)
+        token = self.mask_token if self.mask_token is not None else known
         if token is None:
             raise AdapterError(f"{self.name}: a masked model needs mask_token, and its tokenizer declares none")
+        if known is not None and known != token:
+            raise AdapterError(
+                f"{self.name}: the mask is {token} by the model's side and {known} by the tokenizer's; use the "
+                "tokenizer that belongs to the weights, or correct mask_token"
+            )
         return int(token)
 
     def identities(self, model: nn.Module) -> Mapping[str, str]:

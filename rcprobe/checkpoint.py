@@ -2,7 +2,9 @@
 
 import importlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,27 +69,37 @@ def read_model(
     """
     check_weights(folder)
     try:
-        model, info = architecture(family).from_pretrained(
-            folder,
-            config=family.config(raw),
-            key_mapping=dict(family.keys) or None,
-            dtype=dtype or "auto",
-            device_map=device_map,
-            use_safetensors=True,
-            trust_remote_code=False,
-            ignore_mismatched_sizes=True,  # so that they are listed, below, with the others
-            output_loading_info=True,
-        )
+        with errors_only():
+            model, info = architecture(family).from_pretrained(
+                folder,
+                config=family.config(raw),
+                key_mapping=dict(family.keys) or None,
+                dtype=dtype or "auto",
+                device_map=device_map,
+                use_safetensors=True,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,  # so that they are listed, below, with the others
+                output_loading_info=True,
+            )
     except (OSError, RuntimeError) as error:
         raise AdapterError(f"{folder}: {family.name}: the weights can't be loaded ({error})") from error
     wrong = {kind: _names(info[kind]) for kind in WRONG if info.get(kind)}
-    if wrong:
-        listed = "; ".join(f"{len(names)} {WRONG[kind]} ({_listed(names)})" for kind, names in wrong.items())
+    wrong["unexpected_keys"] = [
+        name
+        for name in wrong.get("unexpected_keys", ())
+        if not any(re.search(unused, name) for unused in family.unused)
+    ]
+    if any(wrong.values()):
+        listed = "; ".join(f"{len(names)} {WRONG[kind]} ({_listed(names)})" for kind, names in wrong.items() if names)
         raise AdapterError(
             f"{folder}: {family.name} doesn't fit this checkpoint; of its weights {listed}; nothing was loaded in "
             "their place. Correct the adapter's keys (docs/add-a-model.md)"
         )
     loaded: nn.Module = model
+    if family.keys:
+        # save_pretrained would write the weights by their old names beside the stock configuration of the new ones,
+        # and whoever reads that without the adapter gets random weights
+        loaded._weight_conversions = None  # type: ignore[assignment]
     return loaded
 
 
@@ -113,12 +125,25 @@ def architecture(family: type[Adapter]) -> Any:
     return getattr(importlib.import_module(module if colon else "transformers"), name if colon else module)
 
 
+@contextmanager
+def errors_only() -> Iterator[None]:
+    """Transformers' report of what it filled in is silent inside: it is an error here, raised after."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
 def _weight_files(folder: Path) -> list[Path]:
     index = folder / INDEX
     if index.is_file():
         try:
             return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise AdapterError(f"{index}: no index of weights ({type(error).__name__}: {error})") from error
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]

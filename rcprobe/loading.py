@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from rcprobe.adapter import Adapter
-from rcprobe.checkpoint import DeviceMap, local_folder, raw_config, read_model
+from rcprobe.checkpoint import DeviceMap, errors_only, local_folder, raw_config, read_model
 from rcprobe.errors import AdapterError, PluginError, UnknownNameError, UsageError
 from rcprobe.loaded import LoadedModel, cast
 from rcprobe.low_rank import with_low_rank
@@ -100,10 +100,11 @@ def _from_checkpoint(
 
 def _tokenizer(family: type[Adapter], folder: Path) -> Any:
     try:
-        return family.tokenizer(folder)
+        with errors_only():
+            return family.tokenizer(folder)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise UsageError(
-            f"{folder}: {family.name}: no tokenizer could be read ({type(error).__name__}: {error}); pass tokenizer="
+            f"{folder}: {family.name}: no tokenizer could be read ({str(error).splitlines()[0]}); pass tokenizer="
         ) from error
 
 

@@ -45,7 +45,9 @@ class A2d(Adapter):
     def resolve(cls, raw: Mapping[str, Any]) -> type["A2d"]:
         """The causal architecture under it, and the mask and shift that the configuration names."""
         stock = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(_converted(raw)) or architecture_of(raw)
-        found = {"architecture": stock, "mask_token": raw.get("mask_token_id")}
+        found: dict[str, Any] = {"architecture": stock}
+        if raw.get("mask_token_id") is not None:
+            found["mask_token"] = raw["mask_token_id"]
         if raw.get("logits_shift") is not None:
             found["shift"] = raw["logits_shift"]
         if stock in LLAMA_SHAPED:

@@ -23,6 +23,7 @@ class Gpt2(Adapter):
         r"\.ln_(1|2|f)\.(weight|bias)$": "norm",
         r"^lm_head\.weight$": "head",
     }
+    unused = (r"\.attn\.(masked_)?bias$",)  # the causal mask, as older versions saved it
     lora_targets = (r"\.attn\.c_(attn|proj)$", r"\.mlp\.c_(fc|proj)$")
 
     @classmethod

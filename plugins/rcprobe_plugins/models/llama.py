@@ -23,6 +23,7 @@ class Llama(Adapter):
     groups = DECODER_GROUPS
     ov_circuit = DECODER_CIRCUIT
     lora_targets = DECODER_TARGETS
+    unused = (r"\.rotary_emb\.inv_freq$",)  # as older versions saved it
     defaults: ClassVar[Options] = {
         "hidden_size": 64,
         "intermediate_size": 176,

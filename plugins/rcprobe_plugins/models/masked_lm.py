@@ -15,6 +15,7 @@ class MaskedLm(Adapter):
     architecture = "BertForMaskedLM"
     groups = ANY_GROUPS
     lora_targets = ANY_TARGETS
+    unused = (r"(^|\.)pooler\.", r"^cls\.seq_relationship\.", r"\.position_ids$")  # of sentence pairs, and a table
     generality = 1
 
     @classmethod
