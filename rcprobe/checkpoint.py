@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import torch
 from torch import nn
@@ -51,9 +53,13 @@ def local_folder(source: str, revision: str | None = None) -> Path:
     return Path(
         _from_hub(
             source,
-            "its files",
+            "weights",
             lambda: snapshot_download(
-                source, revision=revision, allow_patterns=WANTED, ignore_patterns=["*/*"], etag_timeout=PATIENCE
+                source,
+                revision=revision,
+                allow_patterns=WANTED,
+                ignore_patterns=["*/*"],
+                local_files_only=not _reachable(),
             ),
         )
     )
@@ -162,9 +168,24 @@ def _config_from_hub(source: str, revision: str | None) -> Path:
         _from_hub(
             source,
             "config.json",
-            lambda: hf_hub_download(source, "config.json", revision=revision, etag_timeout=PATIENCE),
+            lambda: hf_hub_download(source, "config.json", revision=revision, local_files_only=not _reachable()),
         )
     )
+
+
+def _reachable() -> bool:
+    """Whether the hub answers at all: its client would ask five times, for minutes, before it looks in its cache."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        with urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=PATIENCE):
+            return True
+    except HTTPError:  # an answer, if an unkind one
+        return True
+    except OSError:
+        return False
 
 
 def _from_hub(source: str, what: str, download: Callable[[], str]) -> str:

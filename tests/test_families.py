@@ -3,6 +3,7 @@
 import json
 import socket
 import time
+from pathlib import Path
 
 import checkpoints as small
 import pytest
@@ -520,11 +521,23 @@ def test_a_folder_without_a_tokenizer(tmp_path):
 # --- the hub ---
 
 
-def test_a_hub_that_is_out_of_reach_fails_in_seconds(monkeypatch):
-    began = time.monotonic()
-    with pytest.raises(UsageError, match=r"nobody/nothing: no such folder.*Give the path of a local copy"):
-        rcprobe.load("nobody/nothing")
-    assert time.monotonic() - began < 5
+@pytest.mark.parametrize("how", ["offline", "refused", "silent"])
+def test_a_hub_that_is_out_of_reach_fails_in_seconds(how, monkeypatch):
+    """The hub's own client asks a silent one five times, for minutes."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        if how == "silent":
+            server.listen()
+        monkeypatch.setattr(checkpoint, "PATIENCE", 0.5)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", how == "offline")
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        began = time.monotonic()
+        with pytest.raises(UsageError, match=r"nobody/nothing: no such folder.*Give the path of a local copy"):
+            rcprobe.load("nobody/nothing")
+        assert time.monotonic() - began < 5
+
+
+def test_what_is_for_checkpoints_alone():
     for where in ("revision", "device_map"):
         with pytest.raises(UsageError, match="for checkpoints"):
             rcprobe.load("radd", **{where: "main"})
@@ -542,11 +555,11 @@ def test_the_revision_is_pinned_and_recorded(llada, monkeypatch, tmp_path):
     snapshot.symlink_to(llada)
     asked = []
 
-    def one_file(source, name, *, revision, etag_timeout):
+    def one_file(source, name, *, revision, local_files_only):
         asked.append(revision)
         return str(snapshot / name)
 
-    def all_files(source, *, revision, allow_patterns, ignore_patterns, etag_timeout):
+    def all_files(source, *, revision, allow_patterns, ignore_patterns, local_files_only):
         asked.append(revision)
         assert "*.bin" not in allow_patterns
         return str(snapshot)
@@ -671,6 +684,45 @@ def test_a_shift_that_no_file_tells_is_named_by_the_user(tmp_path):
     m = rcprobe.load(folder, adapter=ShiftedA2d.variant({"mask_token": 339}))
     assert (m.adapter.shift, m.adapter.attention, m.adapter.name) == (1, "full", "a2d")
     assert not ShiftedA2d.matches(read(folder))
+
+
+# --- the page on adding a family ---
+
+FERN_NAMES = (
+    ("model.embed_tokens", "fern.tokens"),
+    ("model.norm", "fern.last_norm"),
+    ("lm_head", "fern.out"),
+    ("model.layers", "fern.layer"),
+    ("input_layernorm", "norm1"),
+    ("post_attention_layernorm", "norm2"),
+    ("self_attn.", "attn."),
+    ("_proj", ""),
+)
+
+
+def test_the_pages_family_reads_a_checkpoint_of_its_layout(tmp_path):
+    page = (Path(__file__).parent.parent / "docs" / "add-a-model.md").read_text()
+    block = page.split("<!-- the tests run this block -->\n```python\n")[1].split("```")[0]
+    assert block.count("\n") < 60
+    space = {}
+    exec(compile(block, "docs/add-a-model.md", "exec"), space)
+    stock = small.random_weights(small.decoder_shapes(bias=False))
+    weights = {}
+    for name, value in stock.items():
+        for theirs, ours in FERN_NAMES:
+            name = name.replace(theirs, ours)
+        weights[name] = value
+    sizes = {"fern_width": 16, "fern_inner": 32, "heads": 4, "kv_heads": 2, "vocab": 336, "depth": 2, "eps": 1e-6}
+    raw = {"architectures": ["FernLM"], "model_type": "fern", "mask_token_id": 333, **sizes}
+    folder = small.write(tmp_path, raw, weights, bytes_())
+    assert space["Fern"].matches(raw)
+    m = rcprobe.load(folder, adapter=space["Fern"])
+    want = small.reference_logits(stock, IDS, theta=1e4, eps=1e-6)
+    torch.testing.assert_close(logits(m).double(), want, rtol=0, atol=1e-5)
+    assert (m.mask_id, len(m.adapter.lora_modules(m.model))) == (333, 14)
+    assert rcprobe.observe(m, rcprobe.encode(m, FACTS), read={"gradients"}).gradients.parts
+    with pytest.raises(AdapterError, match="no installed adapter takes it"):
+        rcprobe.load(folder)
 
 
 # --- inspection ---
