@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     BertConfig,
     BertForMaskedLM,
+    BertLMHeadModel,
     GPT2Config,
     GPT2LMHeadModel,
     GPTNeoXConfig,
@@ -30,7 +31,7 @@ from transformers import (
 )
 
 import rcprobe
-from rcprobe import checkpoint, loading
+from rcprobe import checkpoint, cli, loading
 from rcprobe.errors import AdapterError, UsageError, VerificationError
 from rcprobe.inspection import inspect
 from rcprobe.loaded import LoadedModel
@@ -367,6 +368,7 @@ RAW = [
     ({"architectures": ["MistralForCausalLM"], "model_type": "mistral"}, "auto"),
     ({"architectures": ["RobertaForMaskedLM"], "model_type": "roberta"}, "masked_lm"),
     ({"architectures": ["XLMWithLMHeadModel"], "model_type": "xlm"}, "auto"),
+    ({"architectures": ["XLMWithLMHeadModel"], "model_type": "xlm", "mask_token_id": 0}, "auto"),
 ]
 NOBODYS = [
     {"architectures": ["StableDiffcoderForCausalLM"], "model_type": "llama", "auto_map": {"AutoModel": "a.B"}},
@@ -409,7 +411,29 @@ def test_two_adapters_that_claim_one_checkpoint(monkeypatch, llada):
     assert rcprobe.load(llada, adapter=Twin).adapter.name == "twin"
 
 
+def test_a_llama_3_2_as_it_was_released(tmp_path):
+    """Its rotary scaling, dtype and several ends of text, in the words of an older transformers."""
+    folder = llama3(tmp_path)
+    raw, m = read(folder), rcprobe.load(folder)
+    for name in ("rope_parameters", "dtype", "is_causal"):
+        raw.pop(name, None)
+    scaling = {name: value for name, value in LLAMA3.items() if name != "rope_theta"}
+    raw |= {"rope_scaling": scaling, "rope_theta": 500000.0, "torch_dtype": "float32", "eos_token_id": [1, 2]}
+    (folder / "config.json").write_text(json.dumps(raw))
+    again = rcprobe.load(folder)
+    assert again.adapter.name == "llama"
+    assert torch.equal(logits(again), logits(m))
+
+
 # --- declarations that are wrong ---
+
+
+def test_what_the_checks_do_not_confirm_is_not_taken_by_inspection(tmp_path):
+    """BERT's head for generation is causal in a decoder only; nothing in the architecture's name says so."""
+    tokenizer = small.word_piece()
+    folder = saved(tmp_path, BertLMHeadModel(BertConfig(vocab_size=len(tokenizer), **ENCODER)), tokenizer)
+    with pytest.raises(VerificationError, match=r"\(auto\): attention: it declares causal attention, but changing"):
+        rcprobe.load(folder)
 
 
 def test_causal_declared_bidirectional(tmp_path):
@@ -771,3 +795,22 @@ def test_nothing_is_asked_of_the_network(llada, monkeypatch):
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     rcprobe.load(llada)
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_the_command_prints_what_inspection_found(as_json, llada, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["rcprobe", "models", "inspect", str(llada), *(["--json"] if as_json else [])])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    out, found = capsys.readouterr().out, inspect(str(llada))
+    assert not ended.value.code
+    assert json.loads(out) == found.to_dict() if as_json else out == f"{found}\n"
+
+
+def test_the_command_refuses_what_loading_would(tmp_path, capsys, monkeypatch):
+    (tmp_path / "config.json").write_text(json.dumps(NOBODYS[0]))
+    monkeypatch.setattr("sys.argv", ["rcprobe", "models", "inspect", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    assert "no installed adapter takes it" in capsys.readouterr().err

@@ -18,6 +18,7 @@ from rcprobe_plugins.models.stock import (
     DECODER_GROUPS,
     architecture_of,
     causal_name,
+    masked_name,
 )
 
 PREFIX = "a2d-"  # Tiny-A2D's model types: a2d-qwen3, a2d-qwen2, a2d-llama
@@ -39,7 +40,8 @@ class A2d(Adapter):
     def matches(cls, config: Mapping[str, Any]) -> bool:
         """Tiny-A2D's types, or a stock causal one marked by ``is_causal: false`` or a mask token."""
         marked = config.get("is_causal") is False or config.get("mask_token_id") is not None
-        return _converted(config) in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or (marked and causal_name(config))
+        causal = causal_name(config) and not masked_name(config)  # one architecture may be for either (XLM)
+        return _converted(config) in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or (marked and causal)
 
     @classmethod
     def resolve(cls, raw: Mapping[str, Any]) -> type["A2d"]:
