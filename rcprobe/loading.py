@@ -38,6 +38,8 @@ def load(
     low-rank adapters to put on top. Raises ``UnknownNameError``, ``AdapterError``, ``VerificationError``,
     ``UsageError``.
     """
+    if not isinstance(model, nn.Module) and not str(model).strip():
+        raise UsageError("the model has an empty name; give a registered name, a folder or a hub id")
     wanted = _dtype(dtype)
     named = not isinstance(model, nn.Module) and str(model) in registry().names("models")
     if (isinstance(model, nn.Module) or named) and (revision is not None or device_map is not None):

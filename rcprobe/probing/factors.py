@@ -83,7 +83,7 @@ class Formed:
 
     def inner(self, other: "Formed", grams: "Grams", index: Tensor | None = None) -> Float[Tensor, " n"]:
         """⟨self, other⟩ of each query, in float64."""
-        values = other.values if index is None else other.values[index]
+        values = other.values if index is None else other.values.index_select(0, index)
         return (self.values.double() * values.double()).flatten(1).sum(dim=1)
 
     def sides(self) -> set[int]:
@@ -236,7 +236,10 @@ def split(factor: Factor, count: int, axis: int) -> list[Factor]:
     if count == 1:
         return [factor]
     if isinstance(factor, Formed):
-        return [Formed(part) for part in factor.values.chunk(count, dim=-1)]
+        values = factor.values
+        if values.shape[1:] == (1,):  # one number stands for all: no gradient, or none that can be read
+            return [factor] * count
+        return [Formed(part) for part in values.chunk(count, dim=1 + axis if values.ndim > 2 else 1)]
     parts: list[list[tuple[Side, Side]]] = [[] for _ in range(count)]
     for use in factor.uses:
         fused = use[axis]
@@ -283,7 +286,7 @@ def _dense(side: Side, size: int) -> Tensor:
 
 def _products(x: Side, y: Side, index: Tensor | None) -> Float[Tensor, "n L M"]:
     def chosen(values: Tensor) -> Tensor:
-        return values if index is None else values[index]
+        return values if index is None else values.index_select(0, index)
 
     if isinstance(x, Rows):
         if isinstance(y, Rows):
