@@ -1,8 +1,10 @@
 """The contract a model family fills in: declarative data first, methods only where data can't say it."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -39,11 +41,16 @@ class Adapter:
         shift: token i is predicted by the logits at position i − shift (causal models: 1).
         architecture: the transformers class that runs the family, e.g. ``"LlamaForCausalLM"``.
         keys: regular expressions → replacements that turn a checkpoint's parameter names into the architecture's.
+        unused: regular expressions over a checkpoint's parameter names: weights that the family has no use for, as
+            another head's. Any other weight that the architecture lacks is refused.
         mask_token: the mask's id; None takes it from the tokenizer.
         mask_in_softmax: false where the family never predicts the mask and leaves it out of the softmax.
         groups: regular expressions over parameter names → the group they belong to (embedding, query, key, value,
             output, mlp, norm, head), or a tuple of groups for equal parts of a fused weight's output dimension.
         ov_circuit: where storage is read; None leaves the storage signature undefined.
+        lora_targets: regular expressions over dotted module names: the linear modules that low-rank adapters go on.
+        generality: 0 for a family that knows its checkpoints by their marks; one that takes whatever fits says 1 or
+            more, and steps back where a family of a lower number claims the checkpoint too.
         tiny: options of ``build`` for a small random model, as tests and ``plugins check`` use it.
     """
 
@@ -53,16 +60,32 @@ class Adapter:
     shift: ClassVar[int] = 0
     architecture: ClassVar[str]
     keys: ClassVar[Mapping[str, str]] = {}
+    unused: ClassVar[tuple[str, ...]] = ()
     mask_token: ClassVar[int | None] = None
     mask_in_softmax: ClassVar[bool] = True
     groups: ClassVar[Mapping[str, str | tuple[str, ...]]]
     ov_circuit: ClassVar[OvCircuit | None] = None
+    lora_targets: ClassVar[tuple[str, ...]] = ()
+    generality: ClassVar[int] = 0
     tiny: ClassVar[Options] = {}
 
     @classmethod
     def matches(cls, config: Mapping[str, Any]) -> bool:
         """Whether a checkpoint with this raw ``config.json`` is of this family."""
         return cls.architecture in (config.get("architectures") or ())
+
+    @classmethod
+    def resolve(cls, raw: Mapping[str, Any]) -> type[Self]:
+        """The family as one checkpoint has it: this class, or a ``variant`` with what its raw ``config.json`` decides.
+
+        Raises ``AdapterError`` for a checkpoint of the family that the family's architecture can't run.
+        """
+        return cls
+
+    @classmethod
+    def variant(cls, data: Mapping[str, Any]) -> type[Self]:
+        """A subclass of the same name with other class attributes."""
+        return type(cls.__name__, (cls,), {"__module__": cls.__module__, "__doc__": cls.__doc__, **data})
 
     @classmethod
     def config(cls, raw: Mapping[str, Any]) -> Any:
@@ -74,20 +97,48 @@ class Adapter:
     @classmethod
     def build(cls, options: Options) -> nn.Module:
         """A model with random weights from options. Raises ``OptionError`` for an option it doesn't know."""
-        raise AdapterError(f"{cls.name}: this family is loaded from a checkpoint and can't be built from options")
+        raise AdapterError(
+            f"{cls.name}: this family can't be built from options; give the folder or hub id of a checkpoint"
+        )
 
     @classmethod
     def default_tokenizer(cls, options: Options) -> Any:
         """The fast tokenizer of a model built from options."""
         raise AdapterError(f"{cls.name}: no default tokenizer; pass tokenizer=")
 
+    @classmethod
+    def tokenizer(cls, folder: Path) -> Any:
+        """The fast tokenizer of a checkpoint in a folder; code that came with it is never run."""
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+    def lora_modules(self, model: nn.Module) -> tuple[str, ...]:
+        """Dotted names of the linear modules that ``lora_targets`` names: ``target_modules`` of peft, to the letter.
+
+        Raises ``AdapterError`` for a target that names none: peft would leave it out without a word.
+        """
+        from transformers.pytorch_utils import Conv1D
+
+        names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+        for target in self.lora_targets:
+            if not any(re.search(target, name) for name in names):
+                raise AdapterError(f"{self.name}: lora_targets: {target!r} names no linear module of this model")
+        return tuple(name for name in names if any(re.search(target, name) for target in self.lora_targets))
+
     def mask_id(self, model: nn.Module, tokenizer: Any) -> int | None:
         """The id of the mask token, or None for a causal model. Raises ``AdapterError`` where it isn't known."""
         if self.objective == "causal":
             return None
-        token = self.mask_token if self.mask_token is not None else getattr(tokenizer, "mask_token_id", None)
+        known = getattr(tokenizer, "mask_token_id", None)
+        token = self.mask_token if self.mask_token is not None else known
         if token is None:
             raise AdapterError(f"{self.name}: a masked model needs mask_token, and its tokenizer declares none")
+        if known is not None and known != token:
+            raise AdapterError(
+                f"{self.name}: the mask is {token} by the model's side and {known} by the tokenizer's; use the "
+                "tokenizer that belongs to the weights, or correct mask_token"
+            )
         return int(token)
 
     def identities(self, model: nn.Module) -> Mapping[str, str]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from rcprobe.commands.models import cli as models_cli
 from rcprobe.commands.output import print_json, tell_failures
 from rcprobe.commands.run import run_command
 from rcprobe.commands.runs import cli as runs_cli
@@ -28,6 +29,7 @@ cli = typer.Typer(
 plugins_cli = typer.Typer(help="What is installed, and what was left out.", no_args_is_help=True, rich_markup_mode=None)
 cli.add_typer(runs_cli, name="runs")
 cli.add_typer(plugins_cli, name="plugins")
+cli.add_typer(models_cli, name="models")
 
 
 cli.command("run")(run_command)

@@ -91,8 +91,26 @@ class LoadedModel:
     def replica(self, seed: int) -> "LoadedModel":
         """The same model built anew from a seed; only for models with a factory."""
         assert self.factory is not None
-        model = self.factory(seed).to(device=self.device, dtype=self.dtype).eval()
+        model = cast(self.factory(seed), self.device, self.dtype).eval()
         return LoadedModel(model, self.adapter, self.tokenizer, self.source, self.options, self.factory)
+
+
+def cast(model: nn.Module, device: torch.device, dtype: torch.dtype | None) -> nn.Module:
+    """Move a model to a device and, of a dtype other than None, its weights.
+
+    Buffers that aren't saved keep their precision: rotary frequencies in half precision turn by other angles.
+    """
+    model.to(device=device)
+    exact = [
+        (module, name, buffer)
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if name in module._non_persistent_buffers_set
+    ]
+    model.to(dtype=dtype)
+    for module, name, buffer in exact:
+        module._buffers[name] = buffer
+    return model
 
 
 @contextmanager

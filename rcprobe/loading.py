@@ -1,7 +1,5 @@
 """``load``: from a name, a path, a hub id or a module to a verified model."""
 
-import importlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,8 +8,10 @@ import torch
 from torch import nn
 
 from rcprobe.adapter import Adapter
+from rcprobe.checkpoint import DeviceMap, errors_only, local_folder, raw_config, read_model
 from rcprobe.errors import AdapterError, PluginError, UnknownNameError, UsageError
-from rcprobe.loaded import LoadedModel
+from rcprobe.loaded import LoadedModel, cast
+from rcprobe.low_rank import with_low_rank
 from rcprobe.plugins import registry
 from rcprobe.probing.verify import verify
 
@@ -25,25 +25,37 @@ def load(
     seed: int = 0,
     device: str = "cpu",
     dtype: str | None = None,
+    revision: str | None = None,
+    device_map: DeviceMap | None = None,
+    peft: str | Path | None = None,
 ) -> LoadedModel:
     """Make a model ready for probing, and verify that it behaves as its adapter declares.
 
     ``model`` is the name of a registered family (built from ``options`` with random weights drawn from ``seed``), a
     folder or hub id with safetensors, or a module of your own (with ``adapter`` and ``tokenizer``; it is used as it
-    is). Raises ``UnknownNameError``, ``AdapterError``, ``VerificationError``, ``UsageError``.
+    is). ``dtype`` None keeps the dtype that the weights have. Of checkpoints alone: ``revision`` pins a hub id,
+    ``device_map`` (as transformers takes it) places the weights instead of ``device``. ``peft`` is a folder of
+    low-rank adapters to put on top. Raises ``UnknownNameError``, ``AdapterError``, ``VerificationError``,
+    ``UsageError``.
     """
     if not isinstance(model, nn.Module) and not str(model).strip():
         raise UsageError("the model has an empty name; give a registered name, a folder or a hub id")
+    wanted = _dtype(dtype)
+    named = not isinstance(model, nn.Module) and str(model) in registry().names("models")
+    if (isinstance(model, nn.Module) or named) and (revision is not None or device_map is not None):
+        raise UsageError("revision= and device_map= are for checkpoints: a folder or a hub id")
     if isinstance(model, nn.Module):
         loaded = _wrap(model, adapter, tokenizer)
-    elif str(model) in registry().names("models"):
+    elif named:
         loaded = _build(registry().checked("models", str(model), Adapter), dict(options or {}), seed, tokenizer)
     elif Path(model).is_dir() or "/" in str(model):
-        loaded = _from_checkpoint(str(model), adapter, tokenizer)
+        loaded = _from_checkpoint(str(model), adapter, tokenizer, wanted, revision, device_map)
     else:
         raise UnknownNameError("model (or folder, or hub id)", str(model), registry().names("models"))
-    if not isinstance(model, nn.Module) or device != "cpu" or dtype is not None:
-        loaded.model.to(device=_device(device), dtype=_dtype(dtype))
+    if device_map is None and (not isinstance(model, nn.Module) or device != "cpu" or dtype is not None):
+        cast(loaded.model, _device(device), wanted)
+    if peft is not None:
+        loaded.model = with_low_rank(loaded.model, peft)
     loaded.model.eval()
     verify(loaded)
     return loaded
@@ -71,79 +83,57 @@ def _build(adapter: type[Adapter], options: dict[str, Any], seed: int, tokenizer
     )
 
 
-def _from_checkpoint(source: str, adapter: type[Adapter] | None, tokenizer: Any) -> LoadedModel:
-    from transformers import AutoTokenizer
+def _from_checkpoint(
+    source: str,
+    adapter: type[Adapter] | None,
+    tokenizer: Any,
+    dtype: torch.dtype | None,
+    revision: str | None,
+    device_map: DeviceMap | None,
+) -> LoadedModel:
+    raw = raw_config(source, revision)
+    family = (adapter or adapter_for(raw, source)).resolve(raw)
+    folder = local_folder(source, revision)
+    model = read_model(folder, family, raw, dtype, device_map)
+    if folder != Path(source):  # the hub client names a snapshot's folder by its commit
+        model.config._commit_hash = folder.name  # type: ignore[union-attr]
+    return LoadedModel(model, family(), tokenizer or _tokenizer(family, folder), source)
 
-    raw = _raw_config(source)
-    family = adapter or adapter_for(raw, source)
-    architecture = _architecture(family)
+
+def _tokenizer(family: type[Adapter], folder: Path) -> Any:
     try:
-        model, info = architecture.from_pretrained(
-            source,
-            config=family.config(raw),
-            key_mapping=dict(family.keys) or None,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    except OSError as error:
-        raise AdapterError(f"{source}: no safetensors weights could be read ({error})") from error
-    wrong = {
-        kind: sorted(info[kind]) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if info.get(kind)
-    }
-    if wrong:
-        kind, keys = next(iter(wrong.items()))
-        raise AdapterError(
-            f"{source}: {family.name} doesn't fit this checkpoint: {len(keys)} {kind.replace('_', ' ')}, "
-            f"e.g. {keys[0]}; nothing was loaded in their place"
-        )
-    return LoadedModel(model, family(), tokenizer or AutoTokenizer.from_pretrained(source), source)
+        with errors_only():
+            return family.tokenizer(folder)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise UsageError(
+            f"{folder}: {family.name}: no tokenizer could be read ({str(error).splitlines()[0]}); pass tokenizer="
+        ) from error
 
 
 def adapter_for(raw: Mapping[str, Any], source: str) -> type[Adapter]:
     """The one registered adapter that takes a raw configuration. Raises ``AdapterError`` for none or several."""
-    families = {}
+    fitting = candidates(raw)
+    least = min((family.generality for family in fitting.values()), default=0)
+    chosen = {name: family for name, family in fitting.items() if family.generality == least}
+    if len(chosen) != 1:
+        what = f"several adapters claim it ({', '.join(chosen)})" if chosen else "no installed adapter takes it"
+        own = "; its own code (auto_map) is never run" if raw.get("auto_map") and not chosen else ""
+        raise AdapterError(
+            f"{source} (model_type {raw.get('model_type')!r}, architectures {raw.get('architectures')!r}): {what}{own}"
+            "; name one with adapter=, or write one (docs/add-a-model.md)"
+        )
+    return next(iter(chosen.values()))
+
+
+def candidates(raw: Mapping[str, Any]) -> dict[str, type[Adapter]]:
+    """Every registered adapter that claims a raw configuration, by name."""
+    families: dict[str, type[Adapter]] = {}
     for name in registry().names("models"):
         try:
             families[name] = registry().checked("models", name, Adapter)
         except PluginError as error:  # somebody else's broken family is no reason not to load this model
             registry().blame(registry().entry("models", name).origin, str(error))
-    fitting = {name: family for name, family in families.items() if family.matches(raw)}
-    if len(fitting) != 1:
-        what = f"several adapters claim it ({', '.join(fitting)})" if fitting else "no installed adapter takes it"
-        raise AdapterError(
-            f"{source} (model_type {raw.get('model_type')!r}, architectures {raw.get('architectures')!r}): {what}; "
-            "name one with adapter=, or write one (docs/add-a-model.md)"
-        )
-    found: type[Adapter] = next(iter(fitting.values()))
-    return found
-
-
-def _raw_config(source: str) -> dict[str, Any]:
-    path = Path(source) / "config.json"
-    if not Path(source).is_dir():
-        from huggingface_hub import hf_hub_download
-
-        try:
-            path = Path(hf_hub_download(source, "config.json"))
-        except Exception as error:  # the hub client raises many kinds, each meaning: not to be had
-            raise UsageError(
-                f"{source}: no such folder, and the hub gave no config.json ({type(error).__name__})"
-            ) from error
-    try:
-        raw: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: can't be read as a model's configuration ({error})") from error
-    if not isinstance(raw, dict):
-        raise UsageError(f"{path}: a model's configuration is an object with names, not a {type(raw).__name__}")
-    return raw
-
-
-def _architecture(family: type[Adapter]) -> Any:
-    module, colon, name = family.architecture.partition(":")
-    if colon:
-        return getattr(importlib.import_module(module), name)
-    return getattr(importlib.import_module("transformers"), family.architecture)
+    return {name: family for name, family in families.items() if family.matches(raw)}
 
 
 def _device(name: str) -> torch.device:

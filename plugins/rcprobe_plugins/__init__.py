@@ -10,10 +10,17 @@ if TYPE_CHECKING:
 
 @hookimpl
 def register_models(register: Register) -> None:
-    """RADD, a GPT-2-style causal model, and Llama of any size."""
+    """The tiny models, the families of released ones, and what takes the rest by inspection."""
     register("radd", "rcprobe_plugins.models.radd:Radd")
     register("gpt2-mini", "rcprobe_plugins.models.gpt2_mini:Gpt2Mini")
+    register("llada", "rcprobe_plugins.models.llada:Llada")
+    register("dream", "rcprobe_plugins.models.dream:Dream")
+    register("a2d", "rcprobe_plugins.models.a2d:A2d")
     register("llama", "rcprobe_plugins.models.llama:Llama")
+    register("qwen", "rcprobe_plugins.models.qwen:Qwen")
+    register("gpt2", "rcprobe_plugins.models.gpt2:Gpt2")
+    register("masked_lm", "rcprobe_plugins.models.masked_lm:MaskedLm")
+    register("auto", "rcprobe_plugins.models.auto:Auto")
 
 
 @hookimpl

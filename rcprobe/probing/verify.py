@@ -135,10 +135,17 @@ def _weights(m: LoadedModel) -> Check:
     if not captured.scores.shape[1]:
         return Check(name, None, "no softmax attention call found: scores are unsupported")
     shown = _attention_weights(m.model, batch)
+    layers = captured.log_weights.shape[1]
+    if shown and len(shown) != layers:
+        return Check(name, False, f"{layers} layers were captured, the model shows {len(shown)}")
+    depth = getattr(m.config, "num_hidden_layers", layers)
+    if m.adapter.attention != "hybrid" and layers < depth:
+        seen = (
+            f"it declares {m.adapter.attention} attention, but {layers} of {depth} layers attend by softmax: a hybrid"
+        )
+        return Check("attention", False, seen)
     if not shown:
         return Check(name, None, "the model doesn't show its attention weights")
-    if len(shown) != captured.log_weights.shape[1]:
-        return Check(name, False, f"{captured.log_weights.shape[1]} layers were captured, the model shows {len(shown)}")
     prompts = torch.arange(len(batch.row), device=batch.row.device)
     cells = torch.stack([layer[prompts, :, batch.row, batch.evidence] for layer in shown], dim=1)
     off = (captured.log_weights.exp() - cells).abs().max()

@@ -6,11 +6,12 @@ from typing import Any, ClassVar
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rcprobe.adapter import Adapter, Options, OvCircuit
+from rcprobe.adapter import Adapter, Options
 from rcprobe.errors import OptionError
 from rcprobe_plugins.datasets.characters import character_tokenizer, vocabulary
 from rcprobe_plugins.datasets.letters import ALPHABET
 from rcprobe_plugins.models.blocks import fill
+from rcprobe_plugins.models.stock import DECODER_CIRCUIT, DECODER_GROUPS, DECODER_TARGETS, stock_causal
 
 
 class Llama(Adapter):
@@ -19,25 +20,10 @@ class Llama(Adapter):
     name = "llama"
     objective, attention, shift = "causal", "causal", 1
     architecture = "LlamaForCausalLM"
-    groups: ClassVar[Mapping[str, str | tuple[str, ...]]] = {
-        r"^model\.embed_tokens\.weight$": "embedding",
-        r"^model\.layers\.\d+\.self_attn\.q_proj\.(weight|bias)$": "query",
-        r"^model\.layers\.\d+\.self_attn\.k_proj\.(weight|bias)$": "key",
-        r"^model\.layers\.\d+\.self_attn\.v_proj\.(weight|bias)$": "value",
-        r"^model\.layers\.\d+\.self_attn\.o_proj\.(weight|bias)$": "output",
-        r"^model\.layers\.\d+\.mlp\.(gate|up|down)_proj\.(weight|bias)$": "mlp",
-        r"^model\.(layers\.\d+\.(input|post_attention)_layernorm|norm)\.weight$": "norm",
-        r"^lm_head\.weight$": "head",
-    }
-    ov_circuit = OvCircuit(
-        embedding="model.embed_tokens",
-        layers="model.layers",
-        norm="input_layernorm",
-        value="self_attn.v_proj",
-        output="self_attn.o_proj",
-        final_norm="model.norm",
-        head="lm_head",
-    )
+    groups = DECODER_GROUPS
+    ov_circuit = DECODER_CIRCUIT
+    lora_targets = DECODER_TARGETS
+    unused = (r"\.rotary_emb\.inv_freq$",)  # as older versions saved it
     defaults: ClassVar[Options] = {
         "hidden_size": 64,
         "intermediate_size": 176,
@@ -57,13 +43,8 @@ class Llama(Adapter):
 
     @classmethod
     def matches(cls, config: Mapping[str, Any]) -> bool:
-        """A stock causal Llama: LLaDA as Llama says ``is_causal: false``, and others bring their own code."""
-        return (
-            config.get("model_type") == "llama"
-            and super().matches(config)
-            and config.get("is_causal") is not False
-            and not config.get("auto_map")
-        )
+        """A stock causal Llama: bidirectional ones are marked so, and others bring their own code."""
+        return super().matches(config) and stock_causal(config)
 
     @classmethod
     def build(cls, options: Options) -> nn.Module:

@@ -1,0 +1,32 @@
+"""GPT-2 of any size."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from rcprobe.adapter import Adapter
+from rcprobe_plugins.models.stock import Groups, stock_causal
+
+
+class Gpt2(Adapter):
+    """GPT-2: causal, token i predicted at position i − 1."""
+
+    name = "gpt2"
+    objective, attention, shift = "causal", "causal", 1
+    architecture = "GPT2LMHeadModel"
+    groups: ClassVar[Groups] = {
+        r"\.wte\.weight$": "embedding",
+        r"\.wpe\.weight$": "position",
+        # query, key and value lie side by side along the input's side of the weight, which can't be cut in parts
+        r"\.attn\.c_attn\.(weight|bias)$": "query, key, value",
+        r"\.attn\.c_proj\.(weight|bias)$": "output",
+        r"\.mlp\.c_(fc|proj)\.(weight|bias)$": "mlp",
+        r"\.ln_(1|2|f)\.(weight|bias)$": "norm",
+        r"^lm_head\.weight$": "head",
+    }
+    unused = (r"\.attn\.(masked_)?bias$",)  # the causal mask, as older versions saved it
+    lora_targets = (r"\.attn\.c_(attn|proj)$", r"\.mlp\.c_(fc|proj)$")
+
+    @classmethod
+    def matches(cls, config: Mapping[str, Any]) -> bool:
+        """A stock causal GPT-2."""
+        return super().matches(config) and stock_causal(config)
