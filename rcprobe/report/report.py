@@ -106,11 +106,27 @@ class Report:
         }
         return _strict(plain)  # type: ignore[no-any-return]
 
+    def to_html(self, path: str | Path) -> None:
+        """Write the report as one page that needs no network and no other file.
+
+        Raises ``MissingExtraError`` without matplotlib and jinja2 (``pip install 'rcprobe[report]'``).
+        """
+        from rcprobe.report.html import to_html
+
+        to_html(self, path)
+
     def save(self, folder: str | Path) -> None:
-        """Write ``report.json`` and ``values.csv`` into a folder that is new or empty."""
+        """Write ``report.json`` and ``values.csv``, and ``report.html`` where matplotlib is installed.
+
+        The folder must be new or empty.
+        """
+        from rcprobe.report.figures import installed
+
         folder = new_folder(folder)
         (folder / "report.json").write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
         self.frame().to_csv(folder / "values.csv", index=False)
+        if installed():
+            self.to_html(folder / "report.html")
 
 
 _KEYS = [

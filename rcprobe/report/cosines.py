@@ -1,0 +1,80 @@
+"""The figure of dynamics: gradient cosines of matched pairs beside their controls, whole, by group and by layer."""
+
+import math
+
+from rcprobe.measured import Measured
+from rcprobe.report.panels import Curves, Dots, FigureData, Panel, Series, Style
+from rcprobe.report.report import Report
+from rcprobe.report.values import estimate, last, seed_means, with_columns
+from rcprobe.report.visible import visible
+from rcprobe.report.words import number
+
+TITLE = "Do forward and reverse pull the weights the same way?"
+CONTROLS = {
+    "matched": "same fact (matched)",
+    "same_target": "same answer, other evidence",
+    "other_target": "other answer, same evidence",
+    "other_fact": "another fact",
+}
+SERIES: tuple[tuple[str, str, Style], ...] = (
+    ("cos", "same fact (matched)", "forward"),
+    ("same_target", "same answer, other evidence (control)", "control"),
+)
+
+
+def cosines(report: Report) -> FigureData:
+    """Mean cosine between the gradients of the forward and the reverse query, at the last step."""
+    how = (
+        "A training step on the forward query moves the weights along its gradient. The cosine with the reverse "
+        "query's gradient says whether that step also helps the reverse query: 1, as much as it could; 0, not at all; "
+        "below 0, it harms. The control asks the same answer from another fact's evidence: what is left above it is "
+        "due to this fact. Where no gradient reached the weights there is no value."
+    )
+    found = with_columns(report, {"matched", "same_target"})
+    if found is None:
+        reasons = [s.why for s in report.signatures.values() if s.title == "dynamics" and s.why]
+        why = visible(reasons[0]) if reasons else "no metric measured gradients"
+        return FigureData("cosine", TITLE, "", how, missing=why)
+    measured = last(report, *found)
+    names = list(measured[0].columns)
+    whole = tuple(c for c in CONTROLS if c in names)
+    points = tuple(estimate(report, measured, [m.columns[c] for m in measured]) for c in whole)
+    labels = tuple(CONTROLS[c] for c in whole)
+    seeds = _seeds(report, measured, whole)
+    panels: list[Panel] = [
+        Dots("all parameters", "gradient cosine", (Series("mean over facts", "forward", labels, points, seeds),))
+    ]
+    own = [name.removeprefix("cos ") for name in names if name.startswith("cos ")]
+    groups = [name for name in own if not name.startswith("layer ")]
+    layers = [name for name in own if name.startswith("layer ")]
+    if groups:
+        places = tuple(visible(g) for g in groups)
+        panels.append(Dots("by kind of parameter", "gradient cosine", _series(report, measured, groups, places)))
+    if layers:
+        depths = tuple(float(name.removeprefix("layer ")) for name in layers)
+        panels.append(Curves("by layer", "layer", "gradient cosine", _series(report, measured, layers, depths)))
+    values = dict(zip(whole, points, strict=True))
+    says = (
+        f"At the last step: {number(values['matched'].value)} for the same fact, "
+        f"{number(values['same_target'].value)} for the control."
+    )
+    return FigureData("cosine", TITLE, says, how, tuple(panels))
+
+
+def _series(
+    report: Report, measured: list[Measured], parts: list[str], places: tuple[float | str, ...]
+) -> tuple[Series, ...]:
+    made = []
+    for prefix, label, style in SERIES:
+        columns = tuple(f"{prefix} {part}" for part in parts)
+        if all(c in m.columns for m in measured for c in columns):
+            points = tuple(estimate(report, measured, [m.columns[c] for m in measured]) for c in columns)
+            made.append(Series(label, style, places, points, _seeds(report, measured, columns)))
+    return tuple(made)
+
+
+def _seeds(report: Report, measured: list[Measured], columns: tuple[str, ...]) -> dict[int, tuple[float, ...]]:
+    if len(measured) < 2:
+        return {}
+    means = [seed_means(measured, [m.columns[c] for m in measured], len(report.dataset.facts)) for c in columns]
+    return {m.seed: tuple(mean.get(m.seed, math.nan) for mean in means) for m in measured}
