@@ -3,9 +3,10 @@
 import math
 
 from rcprobe.measured import Measured
-from rcprobe.report.panels import Curves, Dots, FigureData, Panel, Series, Style
+from rcprobe.report.curves import PAIRINGS
+from rcprobe.report.panels import Curves, Dots, FigureData, Panel, Point, Series, Style
 from rcprobe.report.report import Report
-from rcprobe.report.values import estimate, last, seed_means, with_columns
+from rcprobe.report.values import clipped, estimate, last, seed_means, with_columns
 from rcprobe.report.visible import visible
 from rcprobe.report.words import number
 
@@ -31,34 +32,47 @@ def cosines(report: Report) -> FigureData:
         "due to this fact. Where no gradient reached the weights there is no value."
     )
     found = with_columns(report, {"matched", "same_target"})
-    if found is None:
+    if not found:
         reasons = [s.why for s in report.signatures.values() if s.title == "dynamics" and s.why]
         why = visible(reasons[0]) if reasons else "no metric measured gradients"
         return FigureData("cosine", TITLE, "", how, missing=why)
-    measured = last(report, *found)
+    measured = last(report, *found[0])
     names = list(measured[0].columns)
-    whole = tuple(c for c in CONTROLS if c in names)
-    points = tuple(estimate(report, measured, [m.columns[c] for m in measured]) for c in whole)
-    labels = tuple(CONTROLS[c] for c in whole)
-    seeds = _seeds(report, measured, whole)
-    panels: list[Panel] = [
-        Dots("all parameters", "gradient cosine", (Series("mean over facts", "forward", labels, points, seeds),))
-    ]
+    panels: list[Panel] = [_whole(report, *both) for both in found]
+    asked = PAIRINGS.get(found[0][1], found[0][1])
     own = [name.removeprefix("cos ") for name in names if name.startswith("cos ")]
     groups = [name for name in own if not name.startswith("layer ")]
     layers = [name for name in own if name.startswith("layer ")]
     if groups:
         places = tuple(visible(g) for g in groups)
-        panels.append(Dots("by kind of parameter", "gradient cosine", _series(report, measured, groups, places)))
+        title = f"by kind of parameter\n{asked}"
+        panels.append(Dots(title, "gradient cosine", _series(report, measured, groups, places)))
     if layers:
         depths = tuple(float(name.removeprefix("layer ")) for name in layers)
-        panels.append(Curves("by layer", "layer", "gradient cosine", _series(report, measured, layers, depths)))
-    values = dict(zip(whole, points, strict=True))
+        panels.append(
+            Curves(f"by layer\n{asked}", "layer", "gradient cosine", _series(report, measured, layers, depths))
+        )
+    values = dict(_points(report, measured, ("matched", "same_target")))
     says = (
-        f"At the last step: {number(values['matched'].value)} for the same fact, "
-        f"{number(values['same_target'].value)} for the control."
+        f"At the last step, where {asked}: {number(values['matched'].value)} for the same fact, "
+        f"{number(values['same_target'].value)} for the same answer from other evidence."
     )
     return FigureData("cosine", TITLE, says, how, tuple(panels))
+
+
+def _whole(report: Report, metric: str, pairing: str) -> Dots:
+    measured = last(report, metric, pairing)
+    columns = tuple(c for c in CONTROLS if c in measured[0].columns)
+    points = tuple(point for _, point in _points(report, measured, columns))
+    labels = tuple(CONTROLS[c] for c in columns)
+    series = Series("mean over facts", "forward", labels, points, _seeds(report, measured, columns))
+    return Dots(f"all parameters\n{PAIRINGS.get(pairing, pairing)}", "gradient cosine", (series,))
+
+
+def _points(report: Report, measured: list[Measured], columns: tuple[str, ...]) -> list[tuple[str, Point]]:
+    """Each column's mean over facts, its interval inside −1 to 1."""
+    found = [(c, estimate(report, measured, [m.columns[c] for m in measured])) for c in columns]
+    return [(c, clipped(point, -1.0, 1.0)) for c, point in found]
 
 
 def _series(
@@ -68,7 +82,7 @@ def _series(
     for prefix, label, style in SERIES:
         columns = tuple(f"{prefix} {part}" for part in parts)
         if all(c in m.columns for m in measured for c in columns):
-            points = tuple(estimate(report, measured, [m.columns[c] for m in measured]) for c in columns)
+            points = tuple(point for _, point in _points(report, measured, columns))
             made.append(Series(label, style, places, points, _seeds(report, measured, columns)))
     return tuple(made)
 

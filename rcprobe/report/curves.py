@@ -23,9 +23,9 @@ def probability(report: Report) -> FigureData:
     """The right answer's probability both ways, and other trained answers' on the reverse query: geometric means."""
     title = "Probability of the right answer, both ways"
     found = with_columns(report, PROBABILITY)
-    if found is None:
+    if not found:
         return FigureData("probability", title, "", "", missing="no metric measured probabilities both ways")
-    steps = by_step(report, *found)
+    steps = by_step(report, *found[0])
     readings = [FULL, *(r for r in report.dataset.readings if r != FULL)]
     panels = []
     for reading in readings:

@@ -27,9 +27,9 @@ def draw(module: Any, figure: Any, axes: Any, panel: Panel) -> None:
     if isinstance(panel, HeatMap):
         _heat_map(module, figure, axes, panel)
     elif isinstance(panel, Dots):
-        _dots(axes, panel)
+        _dots(module, axes, panel)
     else:
-        _curves(axes, panel)
+        _curves(module, axes, panel)
 
 
 def legend(axes: Any, panel: Panel) -> int:
@@ -45,7 +45,7 @@ def legend(axes: Any, panel: Panel) -> int:
     return 1 if short else len(panel.series)
 
 
-def _curves(axes: Any, panel: Curves) -> None:
+def _curves(module: Any, axes: Any, panel: Curves) -> None:
     single = all(len(series.places) == 1 for series in panel.series)
     for n, series in enumerate(panel.series):
         x, y, low, high = _arrays(series)
@@ -66,18 +66,16 @@ def _curves(axes: Any, panel: Curves) -> None:
         )  # fmt: skip
     axes.set_xlabel(panel.x_label)
     axes.set_ylabel(panel.y_label)
-    _scale(axes, panel)
+    _scale(module, axes, panel)
     if single:
         places = sorted({float(p) for s in panel.series for p in s.places})
         axes.set_xticks(places, [f"{p:g}" for p in places])
         axes.set_xlim(places[0] - 2, places[0] + 2)
     elif all(float(p).is_integer() for s in panel.series for p in s.places):
-        from matplotlib.ticker import MaxNLocator
-
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
+        axes.xaxis.set_major_locator(module.ticker.MaxNLocator(5, integer=True, min_n_ticks=1))
 
 
-def _scale(axes: Any, panel: Curves) -> None:
+def _scale(module: Any, axes: Any, panel: Curves) -> None:
     if panel.scale == "share":
         axes.set_ylim(-0.03, 1.03)
         axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
@@ -87,16 +85,16 @@ def _scale(axes: Any, panel: Curves) -> None:
         axes.set_yscale("log")
         lowest = min(shown, default=0.1)
         axes.set_ylim(10 ** math.floor(math.log10(min(lowest, 0.5)) - 0.02), 1.4)
-        from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
-        axes.yaxis.set_major_locator(LogLocator(10, numticks=6))
-        axes.yaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}" if v >= 1e-4 else f"{v:.0e}"))
+        axes.yaxis.set_major_locator(module.ticker.LogLocator(10, numticks=6))
+        axes.yaxis.set_minor_locator(module.ticker.NullLocator())
+        axes.yaxis.set_major_formatter(module.ticker.FuncFormatter(lambda v, _: f"{v:g}" if v >= 1e-4 else f"{v:.0e}"))
     else:
         axes.axhline(0, color=COLOURS["ink"], linewidth=0.7)
+        low, high = axes.get_ylim()
+        axes.set_ylim(min(low, -0.05), max(high, 0.05))
 
 
-def _dots(axes: Any, panel: Dots) -> None:
+def _dots(module: Any, axes: Any, panel: Dots) -> None:
     names = list(dict.fromkeys(str(p) for s in panel.series for p in s.places))
     axes.axvline(0, color=COLOURS["ink"], linewidth=0.7)
     for n, series in enumerate(panel.series):
@@ -115,11 +113,13 @@ def _dots(axes: Any, panel: Dots) -> None:
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlabel(panel.x_label)
     axes.margins(x=0.08)
+    low, high = axes.get_xlim()
+    axes.set_xlim(min(low, -0.05), max(high, 0.05))  # tiny values look tiny
+    axes.xaxis.set_major_locator(module.ticker.MaxNLocator(4))
 
 
 def _heat_map(module: Any, figure: Any, axes: Any, panel: HeatMap) -> None:
-    colours = module.colormaps["RdBu_r"].copy()
-    colours.set_bad(COLOURS["rule"])
+    colours = module.colormaps["RdBu_r"].with_extremes(bad=COLOURS["rule"])
     shown = np.ma.masked_invalid(panel.values)
     cells = axes.pcolormesh(shown, cmap=colours, vmin=-1, vmax=1, edgecolors=COLOURS["rule"], linewidth=0.3)
     axes.grid(False)
@@ -132,7 +132,7 @@ def _heat_map(module: Any, figure: Any, axes: Any, panel: HeatMap) -> None:
     axes.set_ylabel(panel.y_label)
     bar = figure.colorbar(cells, ax=axes, label="correlation r (grey: no value)", ticks=[-1, -0.5, 0, 0.5, 1])
     bar.outline.set_linewidth(0.4)
-    bar.solids.set_rasterized(False)
+    bar.solids.set(rasterized=False, edgecolor="face")  # no seams between its steps
     if panel.values.size <= ANNOTATED:
         for (i, j), value in np.ndenumerate(panel.values):
             if not math.isnan(value):

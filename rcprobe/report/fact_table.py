@@ -38,10 +38,10 @@ COLUMNS = (
     Column("forward", "forward statement", "text"),
     Column("reverse", "reverse statement", "text"),
     Column("status", "outcome", "text"),
-    Column("right_forward", "right, forward", "share", "share of askings"),
-    Column("right_reverse", "right, reverse", "share", "share of askings"),
-    Column("p_forward", "p, forward", "probability"),
-    Column("p_reverse", "p, reverse", "probability"),
+    Column("right_forward", "right, forward", "share", "of askings"),
+    Column("right_reverse", "right, reverse", "share", "of askings"),
+    Column("p_forward", "p, forward", "probability", "geometric mean"),
+    Column("p_reverse", "p, reverse", "probability", "geometric mean"),
     Column("gain", "gain in reverse over other answers", "number", "nats"),
     Column("cosine", "gradient cosine over control", "number"),
 )
@@ -69,7 +69,7 @@ def fact_table(report: Report) -> FactTable:
     if np.isnan(forward).all() and np.isnan(reverse).all():
         forward, reverse = (_of(report, "accuracy", "same_target", f"{w}, {reading}") for w in ("forward", "reverse"))
     status = _statuses(forward, reverse)
-    found = with_columns(report, PROBABILITY)
+    found = next(iter(with_columns(report, PROBABILITY)), None)
     p = [_of(report, *found, f"{way}, {reading}") if found else np.full(size, np.nan) for way in ("forward", "reverse")]
     numbers = [forward, reverse, *(np.exp(x) for x in p), _gain(report, found), _cosine(report)]
     rows: list[list[Value]] = []
@@ -112,7 +112,7 @@ def _gain(report: Report, found: tuple[str, str] | None) -> Floats:
 
 
 def _cosine(report: Report) -> Floats:
-    found = with_columns(report, {"matched", "same_target"})
+    found = next(iter(with_columns(report, {"matched", "same_target"})), None)
     size = len(report.dataset.facts)
     if found is None:
         return np.full(size, np.nan)

@@ -113,6 +113,7 @@ _UNDATED: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "png": {}, "pdf": 
 def _matplotlib() -> Any:
     try:
         import matplotlib
+        import matplotlib.ticker
     except ImportError as error:
         raise MissingExtraError("drawing figures", "matplotlib", "report") from error
     return matplotlib

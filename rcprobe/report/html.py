@@ -19,6 +19,7 @@ from rcprobe.report.provenance import coverage, repeat, settings
 from rcprobe.report.report import Report
 from rcprobe.report.tables import csv_text
 from rcprobe.report.visible import shortened, visible
+from rcprobe.signatures import Signature
 
 FIRST_ROWS = 25  # of the facts, for a reader without JavaScript
 FIGURE_ROWS = 200  # of a figure's numbers, under it; the CSV has them all
@@ -118,10 +119,10 @@ def _asked(report: Report) -> dict[str, Any]:
             parts += [("", shortened(text[at:start], 300)), (name, shortened(text[start:end], 300))]
             at = end
         statements[direction] = [*parts, ("", shortened(text[at:], 300))]
-    return {"a": shortened(fact.a, 300), "b": shortened(fact.b, 300), **statements}
+    return {"templates": len(fact.forward), "a": shortened(fact.a, 300), "b": shortened(fact.b, 300), **statements}
 
 
-def _card(signature: Any) -> dict[str, Any]:
+def _card(signature: Signature) -> dict[str, Any]:
     findings = [
         {
             "label": visible(f.condition.label),
@@ -138,6 +139,7 @@ def _card(signature: Any) -> dict[str, Any]:
         "verdict": signature.verdict,
         "meaning": plain.VERDICTS[signature.verdict],
         "why": visible(signature.why),
+        "strength": plain.strength(signature),
         "findings": findings,
     }
 

@@ -1,7 +1,6 @@
 """A report said to somebody who knows neither the paper nor the field."""
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 from rcprobe.report import words
@@ -37,40 +36,12 @@ VERDICTS = {
 ORDER = ("present", "absent", "inconclusive", "identity", "undefined", "not trained")
 
 
-@dataclass(frozen=True)
-class Answered:
-    """Accuracy in words: shares over seeds both ways, and which answers competed."""
-
-    forward: str
-    reverse: str
-    reading: str
-
-
-def answered(report: Report) -> Answered | None:
-    """Accuracy of the question that is asked of every kind of model, in the reading that decides; None without."""
-    for pairing in ("swapped", "same_target"):
-        readings = report.accuracy.get(pairing, {})
-        reading = next((r for r in (*report.dataset.readings, FULL) if r in readings), None)
-        if reading is not None:
-            both = [words.percent([seed[way] for seed in readings[reading]]) for way in (0, 1)]
-            if "–" not in both:
-                return Answered(both[0], both[1], visible(reading))
-    return None
-
-
 def answer(report: Report) -> list[str]:
     """The finding in a few sentences, from the numbers alone."""
     if all(run.failure is not None or not run.steps for run in report.runs):
         return ["No seed finished, so this run says nothing about the question. The reasons are below."]
-    said = []
-    accuracy = answered(report)
-    if accuracy is not None:
-        seeds = "" if len(report.runs) == 1 else " (mean, and range over seeds where they differ)"
-        said.append(
-            f"Asked forward, the model is right in {accuracy.forward} of cases; asked in reverse, in "
-            f"{accuracy.reverse}{seeds}. The right answer competed with: {accuracy.reading}."
-        )
-    main = [s for name, s in report.signatures.items() if " (" not in name]
+    said = _accuracy(report)
+    main = [s for name, s in report.signatures.items() if name == s.metric]
     if not main:
         said.append("No signature was measured.")
     for verdict in ORDER:
@@ -82,10 +53,46 @@ def answer(report: Report) -> list[str]:
     return said
 
 
+def _accuracy(report: Report) -> list[str]:
+    """Accuracy of what is asked of every kind of model: the reading that decides, and the full vocabulary."""
+    readings = report.accuracy.get("swapped") or report.accuracy.get("same_target") or {}
+    first = next(iter(report.dataset.readings), FULL)
+    said = []
+    for reading in dict.fromkeys((first, FULL)):
+        both = [words.percent([seed[way] for seed in readings.get(reading, ())]) for way in (0, 1)]
+        if "–" in both:
+            continue
+        if not said:
+            several = ", seeds’ range in brackets" if any("(" in share for share in both) else ""
+            said.append(
+                f"Asked forward, the model is right {both[0]} of the time; asked in reverse, {both[1]} "
+                f"(rivals: {visible(reading)}{several})."
+            )
+        else:
+            said.append(f"With the {visible(reading)} as rivals: forward {both[0]}, reverse {both[1]}.")
+    return said
+
+
+def strength(signature: Signature) -> str:
+    """A signature's first finding as number and interval, and what it is held against."""
+    if not signature.findings:
+        return "no value"
+    first = signature.findings[0]
+    if math.isnan(first.estimate.value):
+        return "no value"
+    unit = {"nats": " nats", "cosine": " (cosine)", "r": " (correlation)"}.get(first.condition.unit, "")
+    against = CONTROLS.get(signature.title, "its control")
+    if first.condition.statistic != "correlation" and math.isnan(first.control):
+        against = "zero"
+    return f"{words.interval(first)}{visible(unit)}, against {against}"
+
+
 def question(signature: Signature) -> str:
     """What a signature asks; for one the page doesn't know, nothing."""
     asked = QUESTIONS.get(signature.title, "")
-    return f"{asked} (asked the other way round)" if asked and " (" in signature.name else asked
+    if asked and signature.name != signature.metric:
+        return f"{asked} (Pairing {signature.pairing.replace('_', ' ')}.)"
+    return asked
 
 
 def finding(found: Finding, signature: Signature) -> str:

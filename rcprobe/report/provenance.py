@@ -103,8 +103,8 @@ def repeat(report: Report) -> list[tuple[str, str]]:
     commands = []
     shell = _shell(report, info)
     if shell:
-        commands.append(("On the command line", shell))
-    commands.append(("In Python", _python(report, info)))
+        commands.append(("on the command line", shell))
+    commands.append(("in Python", _python(report, info)))
     return commands
 
 

@@ -20,13 +20,16 @@ def finished(report: Report) -> list[SeedRun]:
     return [run for run in report.runs if run.failure is None and run.steps]
 
 
-def with_columns(report: Report, columns: set[str]) -> tuple[str, str] | None:
-    """The first (metric, pairing) that gave these columns, or None."""
-    for run in finished(report):
-        for measured in run.steps[-1].measured:
-            if columns <= set(measured.columns):
-                return measured.metric, measured.pairing
-    return None
+def with_columns(report: Report, columns: set[str]) -> list[tuple[str, str]]:
+    """Each (metric, pairing) that gave these columns, the pairing that a signature is judged by first."""
+    found = dict.fromkeys(
+        (measured.metric, measured.pairing)
+        for run in finished(report)
+        for measured in run.steps[-1].measured
+        if columns <= set(measured.columns)
+    )
+    first = {(s.metric, s.pairing) for name, s in report.signatures.items() if name == s.metric}
+    return sorted(found, key=lambda both: both not in first)
 
 
 def by_step(report: Report, metric: str, pairing: str) -> dict[int, list[Measured]]:
