@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint install clean
+.PHONY: demo test lint install bench clean
 
 install: $(VENV)/.installed
 
@@ -23,6 +23,10 @@ lint: install
 
 test: lint
 	$(BIN)/pytest -n 2 --dist loadfile
+
+# OUT=file.json keeps the ratios; `pip install -e .[bench]` adds the neighbours
+bench: install
+	$(BIN)/python tests/benchmarks/bench.py $(if $(OUT),--out $(OUT))
 
 clean:
 	rm -rf $(VENV) build dist

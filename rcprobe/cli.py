@@ -1,16 +1,19 @@
 """The command line. Nothing heavy is imported until a command needs it."""
 
 import io
-import json
 import sys
 from functools import cache
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from rcprobe.errors import RcprobeError, UsageError
+from rcprobe.commands.output import print_json, tell_failures
+from rcprobe.commands.run import run_command
+from rcprobe.commands.runs import cli as runs_cli
+from rcprobe.errors import RcprobeError
 from rcprobe.plugins import KINDS, Entry, Origin, registry
+
+__all__ = ["cli", "main", "print_json"]
 
 INTERRUPTED = 130
 
@@ -19,43 +22,15 @@ cli = typer.Typer(
     help="Does a language model that learned 'A is B' answer when asked from B, and why?",
     rich_markup_mode=None,
     no_args_is_help=True,
-    add_completion=False,
+    epilog="Exit codes: 0 done, 1 failed, 2 asked wrongly, 130 interrupted.",
     pretty_exceptions_enable=False,
 )
 plugins_cli = typer.Typer(help="What is installed, and what was left out.", no_args_is_help=True, rich_markup_mode=None)
+cli.add_typer(runs_cli, name="runs")
 cli.add_typer(plugins_cli, name="plugins")
 
 
-@cli.command("run")
-def run_command(
-    model: Annotated[str, typer.Argument(help="A registered model, a folder, or a hub id.", show_default=False)],
-    dataset: Annotated[str, typer.Argument(help="A registered dataset.", show_default=False)],
-    steps: Annotated[int | None, typer.Option(help="Train on forward statements for so many steps first.")] = None,
-    seeds: Annotated[int, typer.Option(help="How many seeds.")] = 1,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many facts.")] = None,
-    option: Annotated[list[str] | None, typer.Option(help="A model option, as name=value; may be repeated.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or float64.")] = None,
-    out: Annotated[Path | None, typer.Option(help="A new folder for report.json and values.csv.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
-) -> None:
-    """Probe a model with a dataset's facts, trained first if asked.
-
-    Example: rcprobe run radd letters --steps 1500 --seeds 5 --option encoding=alibi
-    """
-    import rcprobe
-    from rcprobe.report.terminal import print_report
-
-    data = rcprobe.load_dataset(dataset).limited(limit)
-    loaded = rcprobe.load(model, options=_options(option or []), device=device, dtype=dtype)
-    train = rcprobe.TrainConfig(steps=steps) if steps is not None else None
-    report = rcprobe.run(loaded, data, train=train, seeds=seeds, out=out, progress=not (quiet or as_json))
-    if as_json:
-        print_json(report.to_dict())
-    elif not quiet:
-        print_report(report)
-    _tell_failures()
+cli.command("run")(run_command)
 
 
 @plugins_cli.command("list")
@@ -75,7 +50,7 @@ def plugins_list(as_json: Annotated[bool, typer.Option("--json", help="Print as 
             typer.echo(f"{kind}:")
         for entry in entries:
             typer.echo(f"  {entry.name:<24} {entry.origin.distribution} {entry.origin.version}")
-    _tell_failures()
+    tell_failures()
 
 
 @plugins_cli.command("show")
@@ -103,17 +78,6 @@ def plugins_show(
         typer.echo(f"  defined  {row['target']}")
 
 
-def _tell_failures() -> None:
-    """Say on standard error which plugins, or which of their hooks, were left out."""
-    for failure in registry().failures:
-        typer.echo(f"left out: {failure.origin}: {failure.reason}", err=True)
-
-
-def print_json(value: Any) -> None:
-    """Print strict JSON: an undefined number is null, never NaN."""
-    typer.echo(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False))
-
-
 def _described(entry: Entry) -> dict[str, str]:
     return {"kind": entry.kind, "name": entry.name, "target": entry.target, **_origin(entry.origin)}
 
@@ -125,19 +89,6 @@ def _origin(origin: Origin) -> dict[str, str]:
 def _first_line(thing: Any) -> str:
     thing = getattr(thing, "function", thing)
     return ((thing.__doc__ or "").strip().splitlines() or ["(no description)"])[0]
-
-
-def _options(pairs: list[str]) -> dict[str, Any]:
-    options: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not (name and equals):
-            raise UsageError(f"--option {pair!r} is not of the form name=value")
-        try:
-            options[name] = json.loads(value)
-        except ValueError:
-            options[name] = value
-    return options
 
 
 def main() -> None:

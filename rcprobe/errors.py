@@ -59,5 +59,13 @@ class CaptureError(RcprobeError):
     """A reading that can't be taken from this model."""
 
 
+class RunError(RcprobeError):
+    """A kept run that can't be written, or not be trusted: the message names the file."""
+
+
+class RunChangedError(UsageError):
+    """A run asked for in a folder that holds another: the message shows what differs."""
+
+
 class TrainingError(RcprobeError):
     """Training that diverged; the message names the seed and the step."""

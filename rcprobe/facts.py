@@ -5,8 +5,8 @@ A ``Fact`` names two entities in training order, ``a`` before ``b``. Its *forwar
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from rcprobe.errors import DataError
 
@@ -149,13 +149,15 @@ class Dataset:
     ``readings`` names candidate sets beside the full vocabulary: each is a tuple of groups of answers, and a target
     competes within the groups it belongs to (``{"26 letters": (lower case, upper case)}``); the first reading
     decides whether a model counts as trained. ``replicate`` says what repeats the experiment: facts of one model,
-    or seeds (a task whose facts share one small vocabulary).
+    or seeds (a task whose facts share one small vocabulary). ``options`` are those of a whole registered dataset, as
+    ``load_dataset`` makes it; None for any other.
     """
 
     name: str
     facts: tuple[Fact, ...]
     readings: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
     replicate: Literal["fact", "seed"] = "fact"
+    options: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if not self.facts:
@@ -167,7 +169,7 @@ class Dataset:
             return self
         if limit < 1:
             raise DataError(f"limit {limit} leaves no facts; use 1 or more")
-        return Dataset(self.name, self.facts[:limit], self.readings, self.replicate)
+        return replace(self, facts=self.facts[:limit], options=None)
 
 
 def clusters(facts: Sequence[Fact]) -> list[int]:

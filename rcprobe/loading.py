@@ -32,6 +32,8 @@ def load(
     folder or hub id with safetensors, or a module of your own (with ``adapter`` and ``tokenizer``; it is used as it
     is). Raises ``UnknownNameError``, ``AdapterError``, ``VerificationError``, ``UsageError``.
     """
+    if not isinstance(model, nn.Module) and not str(model).strip():
+        raise UsageError("the model has an empty name; give a registered name, a folder or a hub id")
     if isinstance(model, nn.Module):
         loaded = _wrap(model, adapter, tokenizer)
     elif str(model) in registry().names("models"):

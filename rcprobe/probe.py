@@ -2,7 +2,8 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 
 from rcprobe.errors import PluginError
 from rcprobe.facts import Dataset, Fact, Pairing, QueryPair
@@ -11,12 +12,13 @@ from rcprobe.measured import Measured, PairTable, Step
 from rcprobe.metrics import Metric
 from rcprobe.plugins import registry
 from rcprobe.probing.engine import Observation, observe
-from rcprobe.probing.sizes import BatchSize
+from rcprobe.probing.sizes import BatchSize, resolve
+from rcprobe.progress import Passes, Progress
 from rcprobe.queries import encode
 
 
 @dataclass(frozen=True)
-class _Ask:
+class Ask:
     """What one pass is asked; ``whole`` where it sees every pair of its pairing."""
 
     pairing: Pairing
@@ -30,8 +32,8 @@ class Probe:
     """Facts put to a model, once a ``step``; ``report`` judges what was seen.
 
     ``metrics`` are names or ``Metric`` objects; None takes every registered one. Gradients are read for one
-    template pair a fact and distance (the middle one), everything else for all pairs. ``trained`` says whether the
-    steps belong to a training whose growth counts.
+    template pair a fact and distance (the middle one), everything else for all pairs. ``progress`` hears of forward
+    passes, done and expected.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class Probe:
         *,
         seed: int = 0,
         batch_size: BatchSize = "auto",
+        progress: Progress | None = None,
     ) -> None:
         self.m, self.seed, self.batch_size = m, seed, batch_size
         self.dataset = facts if isinstance(facts, Dataset) else Dataset("facts", tuple(facts))
@@ -50,28 +53,37 @@ class Probe:
         self.batch_used = 0
         pairings = dict.fromkeys(pairing for metric in self.metrics for pairing in metric.pairings)
         self.pairs: dict[Pairing, list[QueryPair]] = {p: encode(m, self.dataset.facts, p) for p in pairings}
-        self._asked = [ask for pairing, pairs in self.pairs.items() for ask in self._asks(pairing, pairs)]
+        self.asked = [ask for pairing, pairs in self.pairs.items() for ask in self._asks(pairing, pairs)]
+        self._passes = Passes(m.model, 2 * len(self.asked), progress)
 
-    def _asks(self, pairing: Pairing, pairs: list[QueryPair]) -> "list[_Ask]":
+    def _asks(self, pairing: Pairing, pairs: list[QueryPair]) -> "list[Ask]":
         """One pass for everything where gradients are read of every pair, one more for theirs where of fewer."""
         mine = [metric for metric in self.metrics if pairing in metric.pairings]
         deep = [metric for metric in mine if "gradients" in metric.reads]
         few = one_per_distance(pairs)
         if not deep or len(few) == len(pairs):
-            return [_Ask(pairing, pairs, PairTable.of(pairs), mine, True)]
+            return [Ask(pairing, pairs, PairTable.of(pairs), mine, True)]
         plain = [metric for metric in mine if metric not in deep]
         return [
-            _Ask(pairing, pairs, PairTable.of(pairs), plain, True),
-            _Ask(pairing, few, PairTable.of(few), deep, False),
+            Ask(pairing, pairs, PairTable.of(pairs), plain, True),
+            Ask(pairing, few, PairTable.of(few), deep, False),
         ]
 
     def step(self, step: int, loss: float | None = None) -> Step:
         """Measure every metric now, keep it under this step's number, and tell observers."""
+        with self._passes.counted():
+            found = self.measure(step, loss)
+        self.steps.append(found)
+        registry().notify("step_finished", step=found)
+        return found
+
+    def measure(self, step: int, loss: float | None = None) -> Step:
+        """Measure every metric now, and neither keep it nor tell anybody."""
         measured: list[Measured] = []
         accuracy: dict[str, Mapping[str, tuple[float, float]]] = {}
         excluded: dict[str, Mapping[str, int]] = {}
         skipped: dict[str, str] = {}
-        for ask in self._asked:
+        for ask in self.asked:
             pairing = ask.pairing
             reads = frozenset({"log_probs"} if ask.whole else ()).union(*(m.reads for m in ask.metrics))
             if "storage" in reads and self.m.adapter.ov_circuit is None:
@@ -95,10 +107,26 @@ class Probe:
                         measured.append(Measured(metric.name, pairing, self.seed, step, columns, ask.table))
                 if reason is not None:
                     skipped[f"{metric.name} ({pairing})"] = reason
-        found = Step(self.seed, step, loss, tuple(measured), accuracy, excluded, skipped)
-        self.steps.append(found)
-        registry().notify("step_finished", step=found)
-        return found
+        return Step(self.seed, step, loss, tuple(measured), accuracy, excluded, skipped)
+
+    def sample(self, ask: Ask, size: int) -> "Probe":
+        """A probe of one ask alone, and of so many of its pairs, evenly chosen from those that can be asked."""
+        pairs = [pair for pair in ask.pairs if pair.unsupported is None] or ask.pairs
+        few = [pairs[i * len(pairs) // size] for i in range(min(size, len(pairs)))]
+        probe = copy(self)
+        probe.steps, probe.asked = [], [replace(ask, pairs=few, table=PairTable.of(few))]
+        return probe
+
+    def batch(self, ask: Ask) -> int:
+        """How many prompts one pass of an ask would take now."""
+        queries = [query for pair in ask.pairs for query in (pair.forward, pair.reverse)]
+        length = max((len(query.input_ids) for query in queries), default=0)
+        gradients = any("gradients" in metric.reads for metric in ask.metrics)
+        return resolve(self.m, self.batch_size, max(length, 1), gradients=gradients)
+
+    def settle(self) -> int:
+        """How many prompts go through at once if it is to be one number: the least that any ask would take now."""
+        return min(map(self.batch, self.asked))
 
     def _why_not(self, metric: Metric, seen: Observation) -> str | None:
         if len(seen.excluded) == len(seen.pairs):

@@ -50,11 +50,10 @@ def _query(m: LoadedModel, fact: Fact, template: int, direction: Direction, *, a
     target, evidence = (fact.a, fact.b) if asks_a else (fact.b, fact.a)
     empty = Query(direction, text, target, evidence)
     try:
-        encoding = m.tokenizer(text, return_offsets_mapping=True)
+        encoding = m.tokenizer.backend_tokenizer.encode(text)  # ten times faster than through the wrapper
     except Exception as error:  # noqa: BLE001 - tokenizers raises bare Exception for a token it doesn't know
         return replace(empty, unsupported=f"the tokenizer can't read it: {error}")
-    ids = tuple(int(i) for i in encoding["input_ids"])
-    offsets = [tuple(span) for span in encoding["offset_mapping"]]
+    ids, offsets = tuple(encoding.ids), encoding.offsets
     target_positions, reason = _locate(text, offsets, target_span, "target")
     evidence_positions, evidence_reason = _locate(text, offsets, evidence_span, "evidence")
     reason = reason or evidence_reason or _unknown(m.tokenizer, ids, target_positions + evidence_positions)

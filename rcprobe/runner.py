@@ -1,32 +1,31 @@
 """``run``: a model, a dataset, a report."""
 
-import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
-from importlib import metadata
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import Any, Literal
 
 from rcprobe.errors import TrainingError, UsageError
-from rcprobe.facts import Dataset, Fact
+from rcprobe.facts import Dataset, Direction, Fact, Query
 from rcprobe.loaded import LoadedModel
 from rcprobe.loading import load
+from rcprobe.manifest import config_of, describe, make_manifest
 from rcprobe.metrics import Metric
+from rcprobe.model_files import load_model, save_model
 from rcprobe.plugins import registry
 from rcprobe.probe import Probe, resolve_metrics
 from rcprobe.probing.sizes import BatchSize
 from rcprobe.probing.verify import verify_shift
-from rcprobe.report import Report, SeedRun, build
-from rcprobe.report.report import new_folder
+from rcprobe.progress import Display
+from rcprobe.report import Report, SeedRun, build, load_report, save_report
+from rcprobe.seed_folder import SeedFolder
+from rcprobe.store import RunFolder, open_run
 from rcprobe.training import Checkpoint, TrainConfig
 from rcprobe.training import train as train_model
 
-PACKAGES = ("rcprobe", "torch", "transformers", "nnsight", "numpy", "scipy", "pandas")
 Progress = Callable[[int, int], None]
-Training = Callable[[LoadedModel, Sequence[Fact], TrainConfig, int, Progress | None], Iterator[Checkpoint]]
+Training = Callable[..., Iterator[Checkpoint]]
 
 
 def run(
@@ -39,6 +38,8 @@ def run(
     limit: int | None = None,
     batch_size: BatchSize = "auto",
     out: str | Path | None = None,
+    resume: Literal["auto", "never"] = "auto",
+    fresh: bool = False,
     progress: bool = True,
 ) -> Report:
     """Ask a model about a dataset's facts both ways and judge the signatures.
@@ -47,34 +48,69 @@ def run(
     ``Dataset`` or facts. ``train`` trains it on forward statements first, probing along the way. With several
     ``seeds`` each starts from the model's factory, or, for a model that came with weights, from those weights;
     a trained model keeps the weights of the last probe when there is one seed, and gets its own back when there are
-    several. ``limit`` takes the first facts only. ``out`` is a new folder for the results.
-    Raises subclasses of ``RcprobeError``.
+    several. ``limit`` takes the first facts only.
+
+    ``out`` is the folder to keep the run in; None keeps nothing. If the same run stopped there, it goes on, and its
+    numbers are those of a run that never stopped (``resume="never"`` refuses instead); another run there is refused
+    with what differs. ``fresh`` starts over in a new folder beside it, x-2 for x. Raises subclasses of
+    ``RcprobeError``.
     """
     data = load_dataset(dataset) if isinstance(dataset, str) else _as_dataset(dataset)
-    data = data.limited(limit)
+    whole, data = data, data.limited(limit)
     chosen = resolve_metrics(metrics)
     if seeds < 1:
         raise UsageError(f"seeds is {seeds}; use 1 or more")
-    folder = new_folder(out) if out is not None else None
-    m = model if isinstance(model, LoadedModel) else load(model)
-    if seeds > 1 and train is None and m.factory is None:
-        raise UsageError("several seeds of one set of weights, without training, would be the same run; use seeds=1")
-    first = train.seed if train else 0
-    weights = {k: v.clone() for k, v in m.model.state_dict().items()} if seeds > 1 and m.factory is None else None
-    runs = []
-    with _bar(progress) as advance:
-        for seed in range(first, first + seeds):
-            if weights is not None:
-                m.model.load_state_dict(weights)
-            one = m.replica(seed) if seeds > 1 and m.factory is not None else m
-            runs.append(run_seed(one, data, chosen, train, seed, batch_size, advance(f"seed {seed}")))
-    if weights is not None:
-        m.model.load_state_dict(weights)
-    report = summarise(m, data, chosen, runs, train=train)
-    if folder is not None:
-        report.save(folder)
+    with open_run(out, resume=resume, fresh=fresh) if out is not None else nullcontext() as kept:
+        m = model if isinstance(model, LoadedModel) else load(model)
+        if seeds > 1 and train is None and m.factory is None:
+            raise UsageError(
+                "several seeds of one set of weights, without training, would be the same run; use seeds=1"
+            )
+        first = train.seed if train else 0
+        numbers = range(first, first + seeds)
+        if kept is not None:
+            config = config_of(m, whole, chosen, numbers, train, batch_size, limit)
+            kept.begin(make_manifest(m, data, chosen, numbers, train, batch_size, config=config), data)
+        with Display(progress) as display:
+            runs = _run_seeds(m, data, chosen, numbers, train, batch_size, display, kept)
+            if kept is not None and kept.finished():
+                return load_report(kept)
+            report = summarise(m, data, chosen, runs, train=train)
+            if kept is not None:
+                save_report(report, kept.path, display.bar("writing values.csv"))
+                kept.finish()
+                report = replace(report, folder=kept.path)
     registry().notify("run_finished", report=report)
     return report
+
+
+def _run_seeds(
+    m: LoadedModel,
+    data: Dataset,
+    metrics: Sequence[Metric],
+    seeds: range,
+    train: TrainConfig | None,
+    batch_size: BatchSize,
+    display: Display,
+    kept: RunFolder | None,
+) -> list[SeedRun]:
+    """Each seed from its own start; a model that came with weights has them back at the end if there are several."""
+    several = len(seeds) > 1
+    weights = {k: v.clone() for k, v in m.model.state_dict().items()} if several and m.factory is None else None
+    runs = []
+    for seed in seeds:
+        folder = kept.seed(seed) if kept is not None else None
+        if several and folder is not None and folder.finished():
+            runs.append(_kept_seed(seed, folder))
+            continue
+        if weights is not None:
+            m.model.load_state_dict(weights)
+        one = m.replica(seed) if several and m.factory is not None else m
+        bar, probing = display.bar(f"seed {seed}, training"), display.bar(f"seed {seed}, probing")
+        runs.append(run_seed(one, data, metrics, train, seed, batch_size, bar, probing=probing, kept=folder))
+    if weights is not None:
+        m.model.load_state_dict(weights)
+    return runs
 
 
 def run_seed(
@@ -86,26 +122,80 @@ def run_seed(
     batch_size: BatchSize = "auto",
     progress: Progress | None = None,
     training: Training = train_model,
+    *,
+    probing: Progress | None = None,
+    kept: SeedFolder | None = None,
 ) -> SeedRun:
     """One seed: train if asked, probe at each stop. A training that diverges ends as the run's ``failure``.
 
-    ``training`` is ``rcprobe.training.train``, or what yields the same stops with the same weights in the model.
+    ``progress`` hears of training steps, ``probing`` of a probe's passes. ``training`` is
+    ``rcprobe.training.train``, or what yields the same stops with the same weights in the model; with ``kept``, whose
+    steps are not done again, it is given ``state`` and ``keep`` too. Raises ``RunError`` naming a kept
+    file that is damaged.
     """
-    probe = Probe(m, dataset, metrics, seed=seed, batch_size=batch_size)
-    queries = [pair.reverse for pair in probe.pairs.get("swapped", [])]
+    if kept is not None and kept.finished():
+        run = _kept_seed(seed, kept)
+        if train is not None and run.failure is None:
+            load_model(m, kept.model, run.fingerprint)
+        return run
+    probe = Probe(m, dataset, metrics, seed=seed, batch_size=batch_size, progress=probing)
+    if kept is not None:
+        probe.batch_size = probe.batch_used = kept.batch_size(probe.settle)
+    failure = None
     try:
-        if train is None:
-            if m.factory is None:
-                verify_shift(m, queries)
-            probe.step(0)
+        if train is not None:
+            _train(m, probe, train, progress, training, kept)
         else:
-            for stop in training(m, dataset.facts, train, seed, progress):
-                if stop.step == train.steps:
-                    verify_shift(m, [pair.forward for pair in probe.pairs.get("swapped", [])])
-                probe.step(stop.step, stop.loss)
+            if m.factory is None:
+                verify_shift(m, _queries(probe, "reverse"))
+            _probe(probe, 0, None, kept)
     except TrainingError as error:
-        return SeedRun(seed, tuple(probe.steps), str(error), m.fingerprint(), probe.batch_used)
-    return SeedRun(seed, tuple(probe.steps), None, m.fingerprint(), probe.batch_used)
+        failure = str(error)
+    fingerprint = m.fingerprint()
+    if kept is not None:
+        if train is not None and failure is None:
+            save_model(m, kept.model)
+        kept.finish(failure, fingerprint, [step.step for step in probe.steps], probe.batch_used)
+    return SeedRun(seed, tuple(probe.steps), failure, fingerprint, probe.batch_used)
+
+
+def _train(
+    m: LoadedModel,
+    probe: Probe,
+    train: TrainConfig,
+    progress: Progress | None,
+    training: Training,
+    kept: SeedFolder | None,
+) -> None:
+    """Train from where ``kept`` stands, probing at each stop."""
+    options: dict[str, Any] = {}
+    if kept is not None:
+        reached, state = kept.load_state() or (0, None)
+        probe.steps += [kept.step(number) for number in train.probed() if number < reached]
+        options = {"state": state, "keep": kept.save_state}
+    for stop in training(m, probe.dataset.facts, train, probe.seed, progress, **options):
+        if stop.step == train.steps:
+            verify_shift(m, _queries(probe, "forward"))
+        _probe(probe, stop.step, stop.loss, kept)
+
+
+def _probe(probe: Probe, number: int, loss: float | None, kept: SeedFolder | None) -> None:
+    """Measure a step, or take it as it was kept."""
+    if kept is not None and number in kept.numbers():
+        probe.steps.append(kept.step(number))
+        return
+    found = probe.step(number, loss)
+    if kept is not None:
+        kept.save_step(found)
+
+
+def _queries(probe: Probe, direction: Direction) -> list[Query]:
+    return [getattr(pair, direction) for pair in probe.pairs.get("swapped", [])]
+
+
+def _kept_seed(seed: int, kept: SeedFolder) -> SeedRun:
+    result = kept.result()
+    return SeedRun(seed, result.steps, result.failure, result.fingerprint, result.batch_size)
 
 
 def summarise(
@@ -118,6 +208,7 @@ def summarise(
 ) -> Report:
     """Judge seeds that were run, wherever they ran."""
     groups = next(iter(dataset.readings.values()), ())
+    size = min((run.batch_size for run in runs), default=0)
     chance = 1 / (min(len(group) for group in groups) if groups else m.vocabulary)
     return build(
         dataset,
@@ -125,45 +216,8 @@ def summarise(
         runs,
         chance=chance,
         identities=m.adapter.identities(m.model),
-        info=describe(m, dataset, metrics, runs, train),
+        info=describe(m, dataset, metrics, [run.seed for run in runs], train, size),
     )
-
-
-def describe(
-    m: LoadedModel,
-    dataset: Dataset,
-    metrics: Sequence[Metric],
-    runs: Sequence[SeedRun],
-    train: TrainConfig | None,
-) -> dict[str, Any]:
-    """How a run was made: what repeats it, and nothing of the machine's paths."""
-    plugins = {(e.origin.distribution, e.origin.version) for e in registry().entries}
-    drawn = "random weights, drawn from each seed" if len(runs) > 1 else "random weights, as loaded"
-    start = "given weights" if m.factory is None else drawn
-    return {
-        "model": Path(m.source).name if Path(m.source).is_absolute() else m.source,
-        "options": dict(m.options),
-        "adapter": m.adapter.name,
-        "objective": m.adapter.objective,
-        "start": start,
-        "parameters": sum(p.numel() for p in m.model.parameters()),
-        "dataset": dataset.name,
-        "facts": len(dataset.facts),
-        "metrics": [metric.name for metric in metrics],
-        "seeds": [run.seed for run in runs],
-        "train": asdict(train) if train else None,
-        "batch_size": min((run.batch_size for run in runs), default=0),
-        "dtype": str(m.dtype).removeprefix("torch."),
-        "device": m.device.type,
-        "attention": getattr(m.config, "_attn_implementation", None),
-        "revision": getattr(m.config, "_commit_hash", None),
-        "plugins": dict(sorted(plugins)),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in PACKAGES},
-        },
-        "threads": torch.get_num_threads(),
-    }
 
 
 def load_dataset(name: str, options: Mapping[str, Any] | None = None) -> Dataset:
@@ -175,24 +229,8 @@ def load_dataset(name: str, options: Mapping[str, Any] | None = None) -> Dataset
         raise UsageError(f"dataset {name!r}: {error}") from error
     if not isinstance(dataset, Dataset):
         raise UsageError(f"dataset {name!r} gave a {type(dataset).__name__}, not an rcprobe.Dataset")
-    return dataset
+    return replace(dataset, options=dict(options or {}))
 
 
 def _as_dataset(facts: Dataset | Sequence[Fact]) -> Dataset:
     return facts if isinstance(facts, Dataset) else Dataset("facts", tuple(facts))
-
-
-@contextmanager
-def _bar(wanted: bool) -> Iterator[Callable[[str], Progress]]:
-    """Progress bars on standard error, only where somebody watches: call it with a title for a new bar."""
-    from rich.console import Console
-    from rich.progress import Progress as Bar
-
-    console = Console(stderr=True)
-    with Bar(console=console, transient=True, disable=not (wanted and console.is_terminal)) as bar:
-
-        def begin(title: str) -> Progress:
-            task = bar.add_task(title, total=None)
-            return lambda step, steps: bar.update(task, completed=step, total=steps)
-
-        yield begin

@@ -84,7 +84,8 @@ def commands():
 IMPORTS = f"""
 import sys
 from rcprobe.cli import main
-for line in ("--help", "plugins list", "plugins list --json", "run --help", "demo --help", "rum"):
+for line in ("--help", "plugins list", "plugins list --json", "run --help", "demo --help", "rum", "runs list .",
+             "run --config nowhere.toml", "run", "--show-completion"):
     sys.argv = ["rcprobe", *line.split()]
     try:
         main()
@@ -106,7 +107,7 @@ def test_python_m_rcprobe_is_the_same_command():
     done = python("-m", "rcprobe", "--help")
     assert done.returncode == 0
     assert done.stderr == ""
-    for name in ("run", "plugins"):
+    for name in ("run", "runs", "plugins", "Exit codes: 0 done, 1 failed, 2 asked wrongly, 130 interrupted"):
         assert name in done.stdout
 
 
@@ -142,6 +143,28 @@ def test_every_option_of_every_command_is_described(path):
         assert parameter.help or parameter.name == "help", parameter.name
 
 
+@pytest.mark.parametrize("path", [(), *commands()], ids=" ".join)
+def test_help_fits_a_screen(path):
+    with patch.dict(os.environ, {"COLUMNS": "80", "TERMINAL_WIDTH": "80"}):
+        lines = call(*path, "--help").out.splitlines()
+    assert len(lines) <= 30
+    assert max(map(len, lines)) <= 80
+
+
+def test_quiet_is_no_pair_of_switches():
+    assert "--no-" not in call("run", "--help").out
+
+
+@pytest.mark.parametrize(
+    ("words", "found"), [("rcprobe ru", "run"), ("rcprobe run ra", "radd"), ("rcprobe run radd l", "letters")]
+)
+def test_the_shell_completes_commands_and_names(words, found):
+    asked = {"_RCPROBE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    script = "import sys; sys.argv = ['rcprobe']; from rcprobe.cli import main; main()"
+    done = python("-c", script, env={**os.environ, **asked})
+    assert found in done.stdout.split()
+
+
 # --- names that nobody knows ---
 
 
@@ -161,6 +184,11 @@ def test_every_option_of_every_command_is_described(path):
 )
 def test_an_unknown_name_is_refused_with_a_suggestion(line, suggestion):
     assert suggestion in refused(*line.split())
+
+
+@pytest.mark.parametrize("arguments", [(), ("radd",), ("", "letters"), ("radd", ""), (" ", "letters")])
+def test_a_run_without_a_model_or_a_dataset_is_refused(arguments):
+    assert "rcprobe run MODEL DATASET" in refused("run", *arguments)
 
 
 @pytest.mark.parametrize("model", ["./no-such-folder", "nobody/no-such-model"])
@@ -194,6 +222,8 @@ def test_a_model_that_is_nowhere_is_refused(model, monkeypatch):
         ("--option width=wide", "width"),
         ("--option width=0", "width"),
         ("--option width=9 --option heads=2", "heads"),
+        ("--out ''", "empty name"),
+        ("--fresh", "--out"),
     ],
 )
 def test_a_senseless_value_is_refused(arguments, reason):
@@ -272,7 +302,7 @@ def test_json_is_strict_and_alone_on_stdout(saved):
 
 def test_out_holds_the_same_report_and_every_value(saved):
     done, folder = saved
-    assert sorted(path.name for path in folder.iterdir()) == ["report.json", "values.csv"]
+    assert {"report.json", "values.csv", "manifest.json", "seed-0"} <= {path.name for path in folder.iterdir()}
     assert strict((folder / "report.json").read_text()) == strict(done.out)
     header, first, *_ = (folder / "values.csv").read_text().splitlines()
     assert {"seed", "step", "metric", "fact", "layer", "head", "value"} <= set(header.split(","))
@@ -281,15 +311,18 @@ def test_out_holds_the_same_report_and_every_value(saved):
 
 def test_out_on_a_folder_with_files_overwrites_nothing(saved):
     _, folder = saved
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert str(folder) in refused("run", "radd", "letters", *SMALL, "--out", str(folder))
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "lock"]
+    before = {path: path.read_bytes() for path in files}
+    told = refused("run", "radd", "letters", *SMALL, "--out", str(folder))
+    assert str(folder) in told
+    assert "facts: 2 there, 1 now" in told
+    assert {path: path.read_bytes() for path in files} == before
 
 
 def test_out_takes_an_empty_folder_and_quiet_prints_nothing(tmp_path):
     done = call("run", "radd", "letters", *SMALL, "--quiet", "--out", str(tmp_path))
     assert (done.code, done.out, done.err) == (None, "", "")
-    assert {"report.json", "values.csv"} == {path.name for path in tmp_path.iterdir()}
+    assert {"report.json", "values.csv"} <= {path.name for path in tmp_path.iterdir()}
 
 
 @pytest.mark.parametrize("place", ["/proc/x", "{file}", "{file}/below"])

@@ -121,6 +121,15 @@ def test_out_is_strict_json_and_never_overwrites(tmp_path):
         rcprobe.run(m, SMALL, out=tmp_path / "run")
 
 
+def test_a_report_without_a_run_is_saved_into_a_new_folder_alone(tmp_path):
+    report = rcprobe.run(rcprobe.load("radd", options=OPTIONS), SMALL, metrics=["accuracy"], limit=2)
+    assert report.folder is None
+    report.save(tmp_path / "new")
+    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["report.json", "values.csv"]
+    with pytest.raises(UsageError, match="nothing was overwritten"):
+        report.save(tmp_path / "new")
+
+
 @pytest.mark.parametrize("asked", [{"seeds": 0}, {"limit": 0}])
 def test_senseless_requests_are_refused_before_work(asked):
     with pytest.raises(UsageError, match=next(iter(asked))):

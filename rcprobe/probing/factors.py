@@ -236,7 +236,10 @@ def split(factor: Factor, count: int, axis: int) -> list[Factor]:
     if count == 1:
         return [factor]
     if isinstance(factor, Formed):
-        return [Formed(part) for part in factor.values.chunk(count, dim=-1)]
+        values = factor.values
+        if values.shape[1:] == (1,):  # one number stands for all: no gradient, or none that can be read
+            return [factor] * count
+        return [Formed(part) for part in values.chunk(count, dim=1 + axis if values.ndim > 2 else 1)]
     parts: list[list[tuple[Side, Side]]] = [[] for _ in range(count)]
     for use in factor.uses:
         fused = use[axis]

@@ -103,34 +103,37 @@ def gradient_products(
     parameters: Which = "trainable",
     batch_size: BatchSize = "auto",
     layers: Sequence[int] | None = None,
+    dense: bool = True,
     reader: Reader | None = None,
     scores: bool = False,
 ) -> GradientProducts:
     """Gradient products of supported pairs, and against the controls assigned to them.
 
     Batches hold whole blocks of the assignment, so results don't depend on ``batch_size`` (forward, or reverse,
-    prompts in memory at once). ``layers`` keeps only the parameters of those layers. ``reader`` is shown each pass,
+    prompts in memory at once). ``layers`` keeps only the parameters of those layers; ``dense`` adds the
+    weights under low-rank adapters. ``reader`` is shown each pass,
     with ``scores`` in it if asked.
     Raises ``UsageError`` where no parameter takes a gradient, ``AdapterError`` for a parameter in no declared group.
     """
     kinds = controls.kinds
     with torch.enable_grad(), chosen(m.model, parameters) as choice:
-        parts = parameter_parts(m.adapter, [name for name, _ in choice.named], [name for name, _ in choice.dense])
+        under = choice.dense if dense else []
+        parts = parameter_parts(m.adapter, [name for name, _ in choice.named], [name for name, _ in under])
         parts = tuple(part for part in parts if layers is None or part.layer in layers)
         inside = {part.parameter for part in parts}
-        named, dense = ([(name, p) for name, p in some if name in inside] for some in (choice.named, choice.dense))
+        named, under = ([(name, p) for name, p in some if name in inside] for some in (choice.named, under))
         if not named:
             raise UsageError(f"layers {list(layers or ())}: no parameter that takes a gradient is in them")
         if not pairs:
             return _nothing(parts, controls, choice.left_out)
-        plan = cover(m, named, [query for pair in pairs[:1] for query in (pair.forward, pair.reverse)], dense)
+        plan = cover(m, named, [query for pair in pairs[:1] for query in (pair.forward, pair.reverse)], under)
         length = max(len(query.input_ids) for pair in pairs for query in (pair.forward, pair.reverse))
         size = resolve(m, batch_size, 2 * length, gradients=True)
         table = torch.full((len(pairs), 3 + 2 * len(kinds), len(parts)), torch.nan, dtype=torch.float64)
 
         def work(blocks: list[tuple[int, ...]]) -> None:
             indices = [i for block in blocks for i in block]
-            batch = _Batch(m, [pairs[i] for i in indices], plan, [*named, *dense], parts, layers, reader, scores)
+            batch = _Batch(m, [pairs[i] for i in indices], plan, [*named, *under], parts, layers, reader, scores)
             table[indices] = batch.table(controls.within(indices))
 
         for _, _, used in worked_through(controls.blocks, size, len, work):

@@ -1,16 +1,17 @@
 """``Report``: signatures with verdicts, accuracy, and every measured value as a frame."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rcprobe.errors import UsageError
 from rcprobe.facts import Dataset
+from rcprobe.files import strict
 from rcprobe.measured import Measured, Step
 from rcprobe.metrics import Metric
 from rcprobe.signatures import Signature, find, judge_all
@@ -41,7 +42,7 @@ class Report:
 
     ``signatures`` are keyed by metric, with the pairing behind it for any but the metric's first; ``accuracy`` maps
     pairing → reading → per-seed (forward, reverse) at the last step; ``notes`` are what a reader must know first;
-    ``info`` says how the run was made (versions, settings, fingerprints).
+    ``info`` says how the run was made (versions, settings, fingerprints); ``folder`` is where the run is kept.
     """
 
     dataset: Dataset
@@ -51,6 +52,17 @@ class Report:
     excluded: Mapping[str, Mapping[str, int]]
     notes: tuple[str, ...]
     info: Mapping[str, Any]
+    folder: Path | None = field(default=None, compare=False)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Report":
+        """The report of a finished run, number for number, from the folder that it was kept in.
+
+        Raises ``RunError`` for a run that isn't finished, is damaged (naming the file), or of a newer rcprobe.
+        """
+        from rcprobe.report.saved import load_report
+
+        return load_report(folder)
 
     def frame(self, metric: str | None = None) -> "pd.DataFrame":
         """Every measured value, one row a value: seed, step, metric, pairing, fact, texts, distances, layer, head.
@@ -63,36 +75,37 @@ class Report:
         names = sorted({m.metric for m in measured})
         if metric is not None and metric not in names:
             raise UsageError(f"no metric {metric!r} was measured; measured: {', '.join(names) or 'none'}")
-        frames = [self._rows(m) for m in measured if metric in (None, m.metric)]
-        if metric is None:
-            keys = _KEYS
-            frames = [f.melt(keys, var_name="column", value_name="value") for f in frames]
-        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*_KEYS, "column", "value"])
+        wanted = [m for m in measured if metric in (None, m.metric)]
+        if not wanted:
+            return pd.DataFrame(columns=[*_KEYS, "column", "value"])
+        if metric is not None:
+            return pd.concat([pd.DataFrame(self._keys(m) | _values(m)) for m in wanted], ignore_index=True)
+        parts = [_stacked(self._keys(m), _values(m)) for m in wanted]
+        return pd.DataFrame({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
 
-    def _rows(self, measured: Measured) -> "pd.DataFrame":
-        import pandas as pd
-
-        shape = next((c.shape for c in measured.columns.values() if c.ndim == 3), (len(measured.table.fact),))
+    def _keys(self, measured: Measured) -> "_Columns":
+        shape = _shape(measured)
         cells = math.prod(shape[1:])
         repeat = np.repeat(np.arange(shape[0]), cells)
-        layer, head = np.divmod(np.tile(np.arange(cells), shape[0]), shape[2]) if len(shape) == 3 else (-1, -1)
+        everywhere = np.full(len(repeat), -1)
+        layer, head = (
+            np.divmod(np.tile(np.arange(cells), shape[0]), shape[2]) if len(shape) == 3 else (everywhere, everywhere)
+        )
         facts, table = self.dataset.facts, measured.table
-        keys = {
-            "seed": measured.seed,
-            "step": measured.step,
-            "metric": measured.metric,
-            "pairing": measured.pairing,
+        return {
+            "seed": np.full(len(repeat), measured.seed),
+            "step": np.full(len(repeat), measured.step),
+            "metric": np.full(len(repeat), measured.metric, dtype=object),
+            "pairing": np.full(len(repeat), measured.pairing, dtype=object),
             "fact": table.fact[repeat],
-            "a": [facts[i].a for i in table.fact[repeat]],
-            "b": [facts[i].b for i in table.fact[repeat]],
+            "a": np.array([fact.a for fact in facts], dtype=object)[table.fact[repeat]],
+            "b": np.array([fact.b for fact in facts], dtype=object)[table.fact[repeat]],
             "template": table.template[repeat],
             "delta_forward": table.delta_forward[repeat],
             "delta_reverse": table.delta_reverse[repeat],
             "layer": layer,
             "head": head,
         }
-        columns = {n: (c.reshape(-1) if c.ndim == 3 else c[repeat]) for n, c in measured.columns.items()}
-        return pd.DataFrame({**keys, **columns})
 
     def to_dict(self) -> dict[str, Any]:
         """The report without its rows, ready for strict JSON: undefined numbers are None."""
@@ -104,7 +117,7 @@ class Report:
             "excluded": {pairing: dict(reasons) for pairing, reasons in self.excluded.items()},
             "seeds": [{"seed": r.seed, "failure": r.failure, "fingerprint": r.fingerprint} for r in self.runs],
         }
-        return _strict(plain)  # type: ignore[no-any-return]
+        return strict(plain)  # type: ignore[no-any-return]
 
     def to_html(self, path: str | Path) -> None:
         """Write the report as one page that needs no network and no other file.
@@ -118,15 +131,11 @@ class Report:
     def save(self, folder: str | Path) -> None:
         """Write ``report.json`` and ``values.csv``, and ``report.html`` where matplotlib is installed.
 
-        The folder must be new or empty.
+        The folder must be new or empty; each file is written whole or not at all.
         """
-        from rcprobe.report.figures import installed
+        from rcprobe.report.saved import save_report
 
-        folder = new_folder(folder)
-        (folder / "report.json").write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
-        self.frame().to_csv(folder / "values.csv", index=False)
-        if installed():
-            self.to_html(folder / "report.html")
+        save_report(self, new_folder(folder))
 
 
 _KEYS = [
@@ -143,6 +152,27 @@ _KEYS = [
     "layer",
     "head",
 ]
+
+
+_Columns = dict[str, NDArray[Any]]
+
+
+def _shape(measured: Measured) -> tuple[int, ...]:
+    return next((c.shape for c in measured.columns.values() if c.ndim == 3), (len(measured.table.fact),))
+
+
+def _values(measured: Measured) -> _Columns:
+    """Every column of a metric as long as it has cells: what a pair has alone is repeated over layers and heads."""
+    cells = math.prod(_shape(measured)[1:])
+    return {n: c.reshape(-1) if c.ndim == 3 else np.repeat(c, cells) for n, c in measured.columns.items()}
+
+
+def _stacked(keys: _Columns, values: _Columns) -> _Columns:
+    """One row a value, column after column."""
+    names = np.array(list(values), dtype=object)
+    long = {name: np.tile(key, len(values)) for name, key in keys.items()}
+    rows = len(keys["fact"])
+    return {**long, "column": np.repeat(names, rows), "value": np.concatenate([*values.values(), np.empty(0)])}
 
 
 def new_folder(folder: str | Path) -> Path:
@@ -242,13 +272,3 @@ def _forward(step: Step, reading: str) -> float:
 
 def _pick(step: Step, metric: str, pairing: str) -> Measured | None:
     return next((m for m in step.measured if m.metric == metric and m.pairing == pairing), None)
-
-
-def _strict(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _strict(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(item) for item in value]
-    if isinstance(value, float | np.floating):
-        return float(value) if math.isfinite(value) else None
-    return value

@@ -34,6 +34,8 @@ class TrainConfig:
                 raise UsageError(f"training: {name} is {value}; it must be at least {low}")
         if not (self.lr > 0 and self.clip > 0 and 0 <= self.ema < 1):
             raise UsageError("training: lr and clip must be positive, ema at least 0 and below 1")
+        if not (len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas) and self.weight_decay >= 0):
+            raise UsageError("training: betas must be two numbers from 0 and below 1, weight_decay at least 0")
         outside = [k for k in self.probe_at if not 0 <= k <= self.steps]
         if outside:
             raise UsageError(f"training: probe_at names step {outside[0]}, training has {self.steps}")

@@ -1,7 +1,7 @@
 """Training on forward statements, with stops where the model is probed."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -13,6 +13,7 @@ from rcprobe.facts import Fact
 from rcprobe.loaded import LoadedModel
 from rcprobe.training.config import TrainConfig
 from rcprobe.training.objectives import training_loss
+from rcprobe.training.state import Keeper, Randomness, State, pack, unpack
 
 
 @dataclass(frozen=True)
@@ -36,39 +37,54 @@ def train(
     config: TrainConfig,
     seed: int,
     progress: Callable[[int, int], None] | None = None,
+    *,
+    state: State | None = None,
+    keep: Callable[[int, State], None] | None = None,
 ) -> Iterator[Checkpoint]:
     """Train on the forward statements of trained facts, yielding at each step of ``config.probed()``.
 
     While a checkpoint is out, the model holds the averaged weights; they are also what it is left with. Statements
-    are drawn with replacement. ``progress`` is told (step, of how many) now and then. Raises ``TrainingError``
-    naming seed and step when the loss isn't finite, and ``DataError`` when there is nothing to train on.
+    are drawn with replacement. ``progress`` is told (step, of how many) now and then. ``keep`` is given (step, state)
+    every ``KEEP_EVERY`` seconds or more; with such a ``state`` training goes on, with the checkpoints that were still
+    to come, as if it had never stopped. Raises ``TrainingError`` naming seed and step when the loss isn't finite, and
+    ``DataError`` when there is nothing to train on.
     """
     ids, real = forward_statements(m, facts)
     generator = torch.Generator().manual_seed(seed)
+    randomness = Randomness(seed, m.device)
     parameters = [p for p in m.model.parameters() if p.requires_grad]
     optimiser, average = adamw(parameters, config), Average(parameters, config.ema)
-    stops, losses = set(config.probed()), []
-    yield Checkpoint(0, None)
-    m.model.train()
-    for step in range(1, config.steps + 1):
-        drawn = torch.randint(len(ids), (config.batch_size,), generator=generator)
-        loss = training_loss(m, ids[drawn].to(m.device), real[drawn].to(m.device), generator)
-        optimiser.param_groups[0]["lr"] = config.lr_at(step)
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(parameters, config.clip, foreach=True)
-        optimiser.step()
-        average.update()
-        losses.append(loss.detach())
-        if progress is not None and step % 20 == 0:
-            progress(step, config.steps)
-        if step in stops:
-            stop = Checkpoint(step, float(torch.stack(losses).mean()))
-            stop.check(seed)
-            losses.clear()
-            with average.held():
-                yield stop
-            m.model.train()
+    keeper = Keeper(keep)
+    losses: list[Tensor] = []
+    done = 0
+    if state is None:
+        yield Checkpoint(0, None)
+    else:
+        averaged, losses = unpack(state, m.model, optimiser, generator, randomness)
+        average.restore(averaged)
+        done = average.updates
+    for stop in (k for k in config.probed() if k >= max(done, 1)):  # a state kept at a stop gives that stop once more
+        m.model.train()
+        with randomness.own():
+            for step in range(done + 1, stop + 1):
+                drawn = torch.randint(len(ids), (config.batch_size,), generator=generator)
+                loss = training_loss(m, ids[drawn].to(m.device), real[drawn].to(m.device), generator)
+                optimiser.param_groups[0]["lr"] = config.lr_at(step)
+                optimiser.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                nn.utils.clip_grad_norm_(parameters, config.clip, foreach=True)
+                optimiser.step()
+                average.update()
+                losses.append(loss.detach())
+                if progress is not None and step % 20 == 0:
+                    progress(step, config.steps)
+                keeper.offer(step, lambda: pack(m.model, optimiser, generator, randomness, average.tensors(), losses))
+        done = stop
+        checkpoint = Checkpoint(stop, float(torch.stack(losses).mean()))
+        checkpoint.check(seed)
+        losses.clear()
+        with average.held():
+            yield checkpoint
     average.settle()
     m.model.eval()
 
@@ -106,6 +122,16 @@ class Average:
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.decay else 0.0
         torch._foreach_lerp_(self.shadow, [p.detach() for p in self.parameters], 1 - decay)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The averages by number, and how many updates made them."""
+        return {"updates": torch.tensor(self.updates), **{str(i): value for i, value in enumerate(self.shadow)}}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what ``tensors`` gave."""
+        self.updates = int(tensors["updates"])
+        for i, value in enumerate(self.shadow):
+            value.copy_(tensors[str(i)])
 
     @contextmanager
     def held(self) -> Iterator[None]:

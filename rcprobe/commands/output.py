@@ -1,0 +1,29 @@
+"""How commands speak: results on standard output, everything else on standard error."""
+
+import json
+from typing import Any
+
+import typer
+
+from rcprobe.plugins import registry
+
+
+def print_json(value: Any) -> None:
+    """Print strict JSON: an undefined number is null, never NaN."""
+    typer.echo(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False))
+
+
+def tell_failures() -> None:
+    """Say on standard error which plugins, or which of their hooks, were left out."""
+    for failure in registry().failures:
+        typer.echo(f"left out: {failure.origin}: {failure.reason}", err=True)
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it: 12 s, 3 min 20 s, 2 h 5 min."""
+    whole = max(round(seconds), 1)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -1,0 +1,176 @@
+"""``rcprobe run``."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rcprobe.commands.output import duration, print_json, tell_failures
+from rcprobe.config import RunConfig, read_config
+from rcprobe.errors import UsageError
+from rcprobe.plugins import registry
+
+if TYPE_CHECKING:
+    from rcprobe.estimate import Cost
+    from rcprobe.loaded import LoadedModel
+
+
+def _models() -> list[str]:
+    return registry().names("models")
+
+
+def _datasets() -> list[str]:
+    return registry().names("datasets")
+
+
+Model = Annotated[
+    str | None,
+    typer.Argument(help="A registered model, a folder or a hub id.", show_default=False, autocompletion=_models),
+]
+Data = Annotated[str | None, typer.Argument(help="A registered dataset.", show_default=False, autocompletion=_datasets)]
+
+
+def run_command(
+    model: Model = None,
+    dataset: Data = None,
+    config: Annotated[str | None, typer.Option(help="A TOML file, or a run's manifest.json; flags win.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Train so many steps, forward only, first.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="How many seeds (1).")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many facts.")] = None,
+    option: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="Of the model; repeatable.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu (the default), cuda, …")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or float64.")] = None,
+    out: Annotated[str | None, typer.Option(help="The folder to keep the run in, or to go on in.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="If --out is in use, start over beside it.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost, and stop.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+) -> None:
+    """Probe a model with a dataset's facts, trained first if asked.
+
+    Example: rcprobe run radd letters --steps 1500 --seeds 5 --option encoding=alibi --out runs/alibi
+    """
+    if fresh and out is None and config is None:
+        raise UsageError("--fresh starts over beside a folder; name it with --out")
+    flags = {
+        "model": model,
+        "dataset": dataset,
+        "train": None if steps is None else {"steps": steps},
+        "seeds": seeds,
+        "limit": limit,
+        "options": _options(option or []) or None,
+        "device": device,
+        "dtype": dtype,
+        "out": out,
+    }
+    asked = (read_config(config) if config is not None else RunConfig()).with_flags(flags)
+    for name in ("model", "dataset"):
+        if not getattr(asked, name).strip():
+            raise UsageError(f"no {name} is named; rcprobe run MODEL DATASET, or {name} = … in the file of --config")
+    show = not (quiet or as_json)
+    if dry_run:
+        cost = _cost(asked, show)
+        if as_json:
+            print_json(cost.__dict__)
+        elif not quiet:
+            _print_cost(asked, cost)
+    else:
+        _run(asked, fresh=fresh, show=show, as_json=as_json, quiet=quiet)
+    tell_failures()
+
+
+def _run(asked: RunConfig, *, fresh: bool, show: bool, as_json: bool, quiet: bool) -> None:
+    import rcprobe
+    from rcprobe.report.terminal import print_report
+
+    training = asked.training()
+    data = rcprobe.load_dataset(asked.dataset, asked.dataset_options)
+    if not (fresh or quiet):
+        _tell_what_is_there(asked.out)
+    loaded = _load(asked, show)
+    report = rcprobe.run(
+        loaded,
+        data,
+        metrics=asked.metrics,
+        train=training,
+        seeds=asked.seeds,
+        limit=asked.limit,
+        batch_size=asked.batch_size,
+        out=asked.out,
+        fresh=fresh,
+        progress=show,
+    )
+    if as_json:
+        print_json(report.to_dict())
+    elif not quiet:
+        print_report(report)
+    if fresh and not quiet:
+        typer.echo(f"kept in {report.folder}", err=True)
+
+
+def _load(asked: RunConfig, show: bool) -> "LoadedModel":
+    from rcprobe.loading import load
+
+    if not (show and sys.stderr.isatty()):
+        _no_progress_bars()
+    return load(asked.model, options=asked.options, device=asked.device, dtype=asked.dtype)
+
+
+def _cost(asked: RunConfig, show: bool) -> "Cost":
+    import rcprobe
+    from rcprobe.estimate import estimate
+    from rcprobe.probe import resolve_metrics
+
+    training = asked.training()
+    data = rcprobe.load_dataset(asked.dataset, asked.dataset_options).limited(asked.limit)
+    return estimate(_load(asked, show), data, resolve_metrics(asked.metrics), training, asked.seeds, asked.batch_size)
+
+
+def _print_cost(asked: RunConfig, cost: "Cost") -> None:
+    pairs = ", ".join(
+        f"{name} {can:,}" + (f" of {all_:,}" if can < all_ else "") for name, (can, all_) in cost.pairs.items()
+    )
+    trained = f"{cost.steps:,} training steps and " if cost.steps else ""
+    rows = {
+        "facts": f"{cost.facts:,}",
+        "pairs": pairs,
+        "work": f"{trained}{cost.probes} probes of {cost.batches} batches, {asked.seeds} seed{'s'[: asked.seeds != 1]}",
+        "parameters": f"{cost.parameters:,}",
+        "time": f"about {duration(cost.seconds)}",
+        "memory": f"about {cost.memory / 2**20:,.0f} MiB at the peak",
+        "how": cost.how,
+    }
+    for name, text in rows.items():
+        typer.echo(f"{name:<11} {text}")
+
+
+def _tell_what_is_there(out: str | None) -> None:
+    from rcprobe.store import MANIFEST, RunFolder
+
+    if out and (Path(out) / MANIFEST).exists():
+        done, of = RunFolder(Path(out)).progress()
+        typer.echo(f"{out} holds {done} of {of} steps", err=True)
+
+
+def _no_progress_bars() -> None:
+    """transformers and the hub draw bars into pipes too."""
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    disable_progress_bars()
+
+
+def _options(pairs: list[str]) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not (name and equals):
+            raise UsageError(f"--option {pair!r} is not of the form name=value")
+        try:
+            options[name] = json.loads(value)
+        except ValueError:
+            options[name] = value
+    return options

@@ -1,0 +1,170 @@
+"""What a run is, so that it can be told from another, gone on with, and repeated."""
+
+import hashlib
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rcprobe.facts import Dataset
+from rcprobe.files import strict
+from rcprobe.loaded import LoadedModel
+from rcprobe.metrics import Metric
+from rcprobe.plugins import registry
+from rcprobe.probing.sizes import BatchSize
+from rcprobe.store import SCHEMA, dataset_json
+from rcprobe.training import TrainConfig
+
+PACKAGES = ("rcprobe", "torch", "transformers", "nnsight", "numpy", "scipy", "pandas")
+
+
+def make_manifest(
+    m: LoadedModel,
+    dataset: Dataset,
+    metrics: Sequence[Metric],
+    seeds: Sequence[int],
+    train: TrainConfig | None,
+    batch_size: BatchSize,
+    *,
+    config: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """The manifest of a run that is about to start, as strict JSON holds it.
+
+    ``settings`` are all that the numbers depend on, and what a run that goes on must agree with; ``config`` (of
+    ``config_of``) runs it again; ``stops`` are the probed steps.
+    """
+    settings = {
+        **describe(m, dataset, metrics, seeds, train, batch_size),
+        "fingerprint": m.fingerprint(),
+        "tokenizer": _tokenizer(m.tokenizer),
+        "facts_digest": _digest({**dataset_json(dataset), "options": None}),
+        "conditions": {metric.name: [asdict(condition) for condition in metric.conditions] for metric in metrics},
+        "hardware": torch.cuda.get_device_name(m.device)
+        if m.device.type == "cuda"
+        else torch.backends.cpu.get_cpu_capability(),
+    }
+    return strict(  # type: ignore[no-any-return]
+        {
+            "schema": SCHEMA,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": command(sys.argv),
+            "config": config,
+            "stops": train.probed() if train else (0,),
+            "settings": settings,
+        }
+    )
+
+
+def describe(
+    m: LoadedModel,
+    dataset: Dataset,
+    metrics: Sequence[Metric],
+    seeds: Sequence[int],
+    train: TrainConfig | None,
+    batch_size: BatchSize,
+) -> dict[str, Any]:
+    """How a run was made: what repeats it, and nothing of the machine's paths."""
+    plugins = {(e.origin.distribution, e.origin.version) for e in registry().entries}
+    drawn = "random weights, drawn from each seed" if len(seeds) > 1 else "random weights, as loaded"
+    start = "given weights" if m.factory is None else drawn
+    return {
+        "model": without_path(m.source),
+        "options": dict(m.options),
+        "adapter": m.adapter.name,
+        "objective": m.adapter.objective,
+        "start": start,
+        "parameters": sum(p.numel() for p in m.model.parameters()),
+        "dataset": dataset.name,
+        "facts": len(dataset.facts),
+        "metrics": [metric.name for metric in metrics],
+        "seeds": list(seeds),
+        "train": asdict(train) if train else None,
+        "batch_size": batch_size,
+        "dtype": str(m.dtype).removeprefix("torch."),
+        "device": m.device.type,
+        "attention": getattr(m.config, "_attn_implementation", None),
+        "revision": getattr(m.config, "_commit_hash", None),
+        "plugins": dict(sorted(plugins)),
+        "versions": versions(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Python's version, and those of the packages that numbers come from."""
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}}
+
+
+def config_of(
+    m: LoadedModel,
+    dataset: Dataset,
+    metrics: Sequence[Metric],
+    seeds: Sequence[int],
+    train: TrainConfig | None,
+    batch_size: BatchSize,
+    limit: int | None,
+) -> dict[str, Any] | None:
+    """The configuration that ``rcprobe run --config`` takes to do the same, ``dataset`` being the one before ``limit``.
+
+    None where the model, the facts or a metric are objects of the caller's.
+    """
+    names = registry()
+    registered = names.names("metrics")
+    ours = all(metric.name in registered and names.get("metrics", metric.name) is metric for metric in metrics)
+    loadable = m.factory is not None or "/" in m.source or Path(m.source).is_dir()
+    if dataset.options is None or not ours or not loadable:
+        return None
+    settings = {
+        "model": without_path(m.source),
+        "options": dict(m.options),
+        "dataset": dataset.name,
+        "dataset_options": dict(dataset.options),
+        "limit": limit,
+        "metrics": [metric.name for metric in metrics],
+        "seeds": len(seeds),
+        "batch_size": batch_size,
+        "device": str(m.device),
+        "dtype": str(m.dtype).removeprefix("torch."),
+        "train": {key: value for key, value in asdict(train).items() if value is not None} if train else None,
+    }
+    return {key: value for key, value in settings.items() if value not in (None, {})}
+
+
+def command(argv: Sequence[str]) -> str:
+    """The command line without paths of this machine; of somebody else's program, its name alone."""
+    name = Path(argv[0]).name
+    if Path(argv[0]).parts[-2:] == ("rcprobe", "__main__.py"):
+        name = "rcprobe"
+    if name != "rcprobe":
+        return name  # its arguments are not ours to read: one may be a password
+    return " ".join([name, *map(_argument, argv[1:])])
+
+
+def without_path(source: str) -> str:
+    """A model's source, an absolute path cut down to its last name."""
+    return Path(source).name if os.path.isabs(os.path.expanduser(source)) else source
+
+
+def _argument(word: str) -> str:
+    name, equals, value = word.partition("=")
+    return f"{name}={without_path(value)}" if equals else without_path(word)
+
+
+def _tokenizer(tokenizer: Any) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    text = backend.to_str() if backend is not None else type(tokenizer).__name__
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _digest(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

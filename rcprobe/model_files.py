@@ -1,0 +1,74 @@
+"""Trained weights in a folder that ``load`` takes, and back."""
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from rcprobe.errors import RunError
+from rcprobe.files import TEMPORARY, make_folder, unwritable, write_bytes, write_json
+from rcprobe.loaded import LoadedModel
+from rcprobe.step_files import write_safetensors
+
+WEIGHTS = "model.safetensors"
+
+
+def save_model(m: LoadedModel, folder: Path) -> None:
+    """Write the weights in safetensors, each file whole; of a transformers model its configuration and tokenizer too.
+
+    Raises ``RunError``.
+    """
+    from safetensors.torch import save_file
+
+    make_folder(folder)
+    tensors = _once(m.model.state_dict())
+    write_safetensors(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+    to_dict = getattr(m.config, "to_diff_dict", None)
+    if to_dict is not None:
+        write_json(folder / "config.json", {**to_dict(), "architectures": [type(m.model).__name__]})
+    if hasattr(m.tokenizer, "save_pretrained"):
+        _save_tokenizer(m.tokenizer, folder)
+
+
+def load_model(m: LoadedModel, folder: Path, fingerprint: str) -> None:
+    """Put kept weights back into the model. Raises ``RunError`` if they aren't those of the fingerprint."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        found = load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{folder / WEIGHTS}: can't be read ({error})") from error
+    m.model.load_state_dict(found, strict=False)  # of tied weights the file holds one; the fingerprint tells the rest
+    if m.fingerprint() != fingerprint:
+        raise RunError(f"{folder / WEIGHTS}: isn't what was probed; its fingerprint differs")
+
+
+def _once(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors that safetensors takes: tied ones once, and none that shares another's memory."""
+    kept: dict[str, Tensor] = {}
+    names: set[tuple[int, tuple[int, ...], tuple[int, ...]]] = set()
+    storages: set[int] = set()
+    for name, tensor in state.items():
+        same = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
+        storage = tensor.untyped_storage().data_ptr()
+        if same not in names:
+            kept[name] = tensor.clone().contiguous() if storage in storages else tensor.contiguous()
+        names.add(same)
+        storages.add(storage)
+    return kept
+
+
+def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    temporary = folder / f"tokenizer.{os.getpid()}{TEMPORARY}"
+    try:
+        tokenizer.save_pretrained(temporary)
+        for path in temporary.iterdir():
+            write_bytes(folder / path.name, path.read_bytes())
+    except OSError as error:
+        raise RunError(unwritable(folder, error)) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
