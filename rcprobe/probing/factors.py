@@ -83,7 +83,7 @@ class Formed:
 
     def inner(self, other: "Formed", grams: "Grams", index: Tensor | None = None) -> Float[Tensor, " n"]:
         """⟨self, other⟩ of each query, in float64."""
-        values = other.values if index is None else other.values[index]
+        values = other.values if index is None else other.values.index_select(0, index)
         return (self.values.double() * values.double()).flatten(1).sum(dim=1)
 
     def sides(self) -> set[int]:
@@ -286,7 +286,7 @@ def _dense(side: Side, size: int) -> Tensor:
 
 def _products(x: Side, y: Side, index: Tensor | None) -> Float[Tensor, "n L M"]:
     def chosen(values: Tensor) -> Tensor:
-        return values if index is None else values[index]
+        return values if index is None else values.index_select(0, index)
 
     if isinstance(x, Rows):
         if isinstance(y, Rows):
