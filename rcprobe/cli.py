@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from rcprobe.commands.output import print_json, tell_failures
+from rcprobe.commands.report import report_command
 from rcprobe.commands.run import run_command
 from rcprobe.commands.runs import cli as runs_cli
 from rcprobe.errors import RcprobeError
@@ -31,6 +32,7 @@ cli.add_typer(plugins_cli, name="plugins")
 
 
 cli.command("run")(run_command)
+cli.command("report")(report_command)
 
 
 @plugins_cli.command("list")

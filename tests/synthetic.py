@@ -57,9 +57,7 @@ METRICS = (
 def facts(count=40, **others):
     """Plain facts; ``others`` maps a number to (a, b) of that fact."""
     named = {f"_{i}": (f"Person {i}", f"Town {i}") for i in range(count)} | others
-    return tuple(
-        Fact(*named[f"_{i}"], "{a} was born in {b}.", "{b} is the birthplace of {a}.") for i in range(count)
-    )
+    return tuple(Fact(*named[f"_{i}"], "{a} was born in {b}.", "{b} is the birthplace of {a}.") for i in range(count))
 
 
 def table(count, distances=3, unasked=0):
@@ -154,4 +152,6 @@ def large(count=10_000):
     metric = METRICS[1]
     found = Finding(metric.conditions[0], Estimate(0.6, 0.5, 0.7, 0.001, 0.1, count, 0, "clusters", "made up"), 0.0)
     signature = Signature(metric.name, metric.name, metric.title, "same_target", "present", (found,))
-    return Report(dataset, runs, {metric.name: signature}, {"swapped": {"full vocabulary": ((1.0, 0.5),)}}, {}, (), INFO)
+    return Report(
+        dataset, runs, {metric.name: signature}, {"swapped": {"full vocabulary": ((1.0, 0.5),)}}, {}, (), INFO
+    )

@@ -15,7 +15,8 @@ from rcprobe.report import plain, words
 from rcprobe.report.fact_table import STATUSES, FactTable, fact_table
 from rcprobe.report.figures import figures, panel_svg
 from rcprobe.report.panels import FigureData, Row
-from rcprobe.report.provenance import coverage, repeat, settings
+from rcprobe.report.provenance import coverage, settings
+from rcprobe.report.repeat import repeat
 from rcprobe.report.report import Report
 from rcprobe.report.tables import csv_text
 from rcprobe.report.visible import shortened, visible

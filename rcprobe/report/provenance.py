@@ -1,8 +1,6 @@
-"""What a report says of itself: what was left out and why, how it was made, and the command that makes it again."""
+"""What a report says of itself: what was left out and why, and how it was made."""
 
-import json
 import math
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -93,70 +91,3 @@ def _said(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(visible(v) for v in value)
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else visible(value)
-
-
-def repeat(report: Report) -> list[tuple[str, str]]:
-    """(where, text): the command that repeats the run if the command line can say it, and the same in Python."""
-    info = report.info
-    if "model" not in info:
-        return []
-    commands = []
-    shell = _shell(report, info)
-    if shell:
-        commands.append(("on the command line", shell))
-    commands.append(("in Python", _python(report, info)))
-    return commands
-
-
-def _shell(report: Report, info: Mapping[str, Any]) -> str | None:
-    train = info.get("train")
-    if not _registered(report) or (train and not _plain_training(train)):
-        return None
-    words = ["rcprobe", "run", str(info["model"]), report.dataset.name]
-    words += ["--steps", str(train["steps"])] if train else []
-    words += ["--seeds", str(len(report.runs))]
-    words += ["--limit", str(len(report.dataset.facts))]
-    for name, value in info.get("options", {}).items():
-        words += ["--option", f"{name}={value if isinstance(value, str) else json.dumps(value)}"]
-    words += ["--device", info["device"]] if info.get("device", "cpu") != "cpu" else []
-    words += ["--dtype", info["dtype"]] if info.get("dtype", "float32") != "float32" else []
-    return visible(shlex.join(words))
-
-
-def _python(report: Report, info: Mapping[str, Any]) -> str:
-    options = dict(info.get("options", {}))
-    loading = [repr(str(info["model"]))]
-    loading += [f"options={options!r}"] if options else []
-    loading += [
-        f"{k}={info[k]!r}" for k, usual in (("device", "cpu"), ("dtype", "float32")) if info.get(k, usual) != usual
-    ]
-    data = repr(report.dataset.name) if _registered(report) else "facts"
-    lines = ["import rcprobe", f"m = rcprobe.load({', '.join(loading)})", "report = rcprobe.run(", f"    m, {data},"]
-    if info.get("metrics"):
-        lines.append(f"    metrics={list(info['metrics'])!r},")
-    if info.get("train"):
-        given = ", ".join(f"{name}={value!r}" for name, value in info["train"].items())
-        lines.append(f"    train=rcprobe.TrainConfig({given}),")
-    lines += [f"    seeds={len(report.runs)}, limit={len(report.dataset.facts)},", ")"]
-    note = [] if _registered(report) else ["# facts: the ones given to this run; their texts are in the table above"]
-    return visible_lines([*note, *lines])
-
-
-def visible_lines(lines: list[str]) -> str:
-    """Lines of code; what is invisible inside one is spelt out."""
-    return "\n".join(visible(line) for line in lines)
-
-
-def _registered(report: Report) -> bool:
-    from rcprobe.plugins import registry
-
-    return report.dataset.name in registry().names("datasets")
-
-
-def _plain_training(train: Mapping[str, Any]) -> bool:
-    """Whether all but the number of steps is as ``TrainConfig`` has it by itself."""
-    from dataclasses import asdict
-
-    from rcprobe.training import TrainConfig
-
-    return dict(train) == asdict(TrainConfig(steps=train["steps"]))
