@@ -80,10 +80,12 @@ def _series(
 ) -> tuple[Series, ...]:
     made = []
     for prefix, label, style in SERIES:
-        columns = tuple(f"{prefix} {part}" for part in parts)
-        if all(c in m.columns for m in measured for c in columns):
-            points = tuple(point for _, point in _points(report, measured, columns))
-            made.append(Series(label, style, places, points, _seeds(report, measured, columns)))
+        columns = {f"{prefix} {part}": place for part, place in zip(parts, places, strict=True)}
+        known = tuple(c for c in columns if all(c in m.columns for m in measured))
+        if known:
+            points = tuple(point for _, point in _points(report, measured, known))
+            kept = tuple(columns[c] for c in known)
+            made.append(Series(label, style, kept, points, _seeds(report, measured, known)))
     return tuple(made)
 
 

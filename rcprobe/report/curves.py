@@ -44,8 +44,11 @@ def probability(report: Report) -> FigureData:
             panels.append(Curves(visible(reading), STEP, "probability", tuple(series), "log"))
     says = ""
     if panels:
-        ends = [f"{s.label} {_probability(s.points[0])} → {_probability(s.points[-1])}" for s in panels[0].series]
-        says = "From the first step to the last: " + "; ".join(ends) + "."
+        ends = [
+            f"{s.label} {_probability(s.points[0])}" + f" → {_probability(s.points[-1])}" * (len(s.points) > 1)
+            for s in panels[0].series
+        ]
+        says = ("From the first step to the last: " if len(steps) > 1 else "At the only step: ") + "; ".join(ends) + "."
     how = (
         "How much probability the model gives the right answer (geometric mean over facts, a logarithmic axis). "
         "Training shows forward statements only. If reverse rises with forward, and above the control, what was "

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from rcprobe.facts import Direction, Fact
 from rcprobe.measured import Measured
 from rcprobe.report.curves import PROBABILITY
 from rcprobe.report.report import FULL, Report
 from rcprobe.report.values import Floats, by_step, last, mean_over, per_fact, with_columns
-from rcprobe.report.visible import shortened
+from rcprobe.report.visible import shortened, visible
 
 TEXT, STATEMENT = 120, 240  # characters of an entity and of a statement that are shown
 STATUSES = {
@@ -75,15 +76,22 @@ def fact_table(report: Report) -> FactTable:
     rows: list[list[Value]] = []
     for i, fact in enumerate(facts):
         texts: list[Value] = [shortened(fact.a, TEXT), shortened(fact.b, TEXT)]
-        texts += [
-            shortened(fact.statement("forward")[0], STATEMENT),
-            shortened(fact.statement("reverse")[0], STATEMENT),
-        ]
+        texts += [_statement(fact, "forward"), _statement(fact, "reverse")]
         texts.append(status[i] if fact.trained else f"{status[i]} (held out)")
         rows.append([*texts, *(_plain(column[i]) for column in numbers)])
     kept = [k for k, c in enumerate(COLUMNS) if c.kind == "text" or any(row[k] is not None for row in rows)]
     counts = {name: status.count(name) for name in STATUSES}
     return FactTable(tuple(COLUMNS[k] for k in kept), [[row[k] for k in kept] for row in rows], counts, reading)
+
+
+def _statement(fact: Fact, direction: Direction) -> str:
+    """The statement, each entity set apart so that one written right to left doesn't turn the others round."""
+    text, *spans = fact.statement(direction)
+    if len(text) > STATEMENT or text.isascii():
+        return shortened(text, STATEMENT)
+    (a0, a1), (b0, b1) = sorted(spans)
+    pieces = (text[:a0], text[a0:a1], text[a1:b0], text[b0:b1], text[b1:])
+    return "".join(f"\u2068{visible(p)}\u2069" if i % 2 else visible(p) for i, p in enumerate(pieces))
 
 
 def _of(report: Report, metric: str, pairing: str, column: str) -> Floats:

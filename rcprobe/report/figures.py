@@ -7,6 +7,7 @@ import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from rcprobe.report.correlations import by_distance, by_head
 from rcprobe.report.cosines import cosines
 from rcprobe.report.curves import accuracy, probability
 from rcprobe.report.drawing import COLOURS, draw, legend
-from rcprobe.report.panels import FigureData, HeatMap, Panel
+from rcprobe.report.panels import FigureData, HeatMap, Panel, has_values
 from rcprobe.report.report import Report
 from rcprobe.report.tables import csv_text
 
@@ -50,7 +51,14 @@ WIDTH = 3.7  # inches of a panel: what a narrow screen shows at full size
 
 def figures(report: Report) -> list[FigureData]:
     """The numbers of every figure, in the order of the page; one that can't be drawn says why."""
-    return [probability(report), accuracy(report), by_distance(report), by_head(report), cosines(report)]
+    made = [probability(report), accuracy(report), by_distance(report), by_head(report), cosines(report)]
+    return [_defined(data) for data in made]
+
+
+def _defined(data: FigureData) -> FigureData:
+    """The figure without panels that have no value at all."""
+    kept = tuple(panel for panel in data.panels if has_values(panel))
+    return replace(data, panels=kept, missing=data.missing or ("" if kept else "none of its values is defined"))
 
 
 def installed() -> bool:

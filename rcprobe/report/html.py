@@ -110,7 +110,7 @@ def _made(report: Report) -> str:
 def _asked(report: Report) -> dict[str, Any]:
     """The first fact both ways, each statement in parts so that a and b can be marked."""
     fact = report.dataset.facts[0]
-    statements = {}
+    statements: dict[str, Any] = {}
     directions: tuple[Direction, ...] = ("forward", "reverse")
     for direction in directions:
         text, (a0, a1), (b0, b1) = fact.statement(direction)

@@ -104,6 +104,13 @@ class FigureData:
         return [{name: row.get(name, "") for name in columns} for row in rows]
 
 
+def has_values(panel: Panel) -> bool:
+    """Whether anything on the panel is defined."""
+    if isinstance(panel, HeatMap):
+        return not np.isnan(panel.values).all()
+    return any(not math.isnan(point.value) for series in panel.series for point in series.points)
+
+
 def _series_rows(title: str, x_label: str, series: Iterable[Series]) -> Iterable[Row]:
     for one in series:
         for i, (place, point) in enumerate(zip(one.places, one.points, strict=True)):

@@ -57,7 +57,7 @@ def _accuracy(report: Report) -> list[str]:
     """Accuracy of what is asked of every kind of model: the reading that decides, and the full vocabulary."""
     readings = report.accuracy.get("swapped") or report.accuracy.get("same_target") or {}
     first = next(iter(report.dataset.readings), FULL)
-    said = []
+    said: list[str] = []
     for reading in dict.fromkeys((first, FULL)):
         both = [words.percent([seed[way] for seed in readings.get(reading, ())]) for way in (0, 1)]
         if "–" in both:
@@ -99,7 +99,7 @@ def finding(found: Finding, signature: Signature) -> str:
     """An estimate in words: how much, how sure, against what, and what was asked of it."""
     e, condition = found.estimate, found.condition
     if math.isnan(e.value):
-        return f"no value ({e.method})." if not e.n else "no value."
+        return "No value: growth needs two probed steps." if e.method.startswith("growth") else "No value."
     unit = {"d_z": "standard deviations", "r": "", "cosine": ""}.get(condition.unit, condition.unit)
     sure = f" (95 % interval {words.number(e.low)} to {words.number(e.high)})" if not math.isnan(e.low) else ""
     said = [f"{words.number(e.value)}{' ' * bool(unit)}{visible(unit)}{sure}; the margin is {condition.margin:g}."]

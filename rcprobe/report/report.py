@@ -98,8 +98,8 @@ class Report:
             "metric": np.full(len(repeat), measured.metric, dtype=object),
             "pairing": np.full(len(repeat), measured.pairing, dtype=object),
             "fact": table.fact[repeat],
-            "a": np.array([fact.a for fact in facts], dtype=object)[table.fact[repeat]],
-            "b": np.array([fact.b for fact in facts], dtype=object)[table.fact[repeat]],
+            "a": np.array([_encodable(fact.a) for fact in facts], dtype=object)[table.fact[repeat]],
+            "b": np.array([_encodable(fact.b) for fact in facts], dtype=object)[table.fact[repeat]],
             "template": table.template[repeat],
             "delta_forward": table.delta_forward[repeat],
             "delta_reverse": table.delta_reverse[repeat],
@@ -159,6 +159,11 @@ _Columns = dict[str, NDArray[Any]]
 
 def _shape(measured: Measured) -> tuple[int, ...]:
     return next((c.shape for c in measured.columns.values() if c.ndim == 3), (len(measured.table.fact),))
+
+
+def _encodable(text: str) -> str:
+    """The text with half characters spelt out, which no column of texts and no file can hold."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _values(measured: Measured) -> _Columns:
@@ -249,7 +254,9 @@ class _Gate:
         final = {seed: values[-1] for seed, values in forward.items() if values}
         stuck = [seed for seed, value in final.items() if not value >= bar]
         self.notes = [
-            f"seed {seed} is stuck: forward accuracy {final[seed]:.0%} ({reading}), the bar is {bar:.0%}; "
+            f"seed {seed}: forward accuracy is undefined ({reading})"
+            if math.isnan(final[seed])
+            else f"seed {seed} is stuck: forward accuracy {final[seed]:.0%} ({reading}), the bar is {bar:.0%}; "
             "it stays in every average"
             for seed in stuck
         ]
@@ -257,6 +264,8 @@ class _Gate:
         self.failed = ""
         if not final:
             self.failed = "no seed finished"
+        elif math.isnan(median):
+            self.failed = f"forward accuracy is undefined ({reading})"
         elif not median >= bar:
             self.failed = f"median forward accuracy {median:.0%} ({reading}) is under the bar of {bar:.0%}"
 

@@ -2,12 +2,12 @@
 
 import unicodedata
 
-_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
 _JOINERS = "\u200c\u200d"  # parts of Persian words and of joined emoji
 
 
 def visible(text: object) -> str:
-    """The text with control, bidirectional and unassigned characters and lone surrogates written as ``⟨U+202E⟩``.
+    """The text with control, bidirectional and private characters and lone surrogates written as ``⟨U+202E⟩``.
 
     A joiner behind a character that isn't ASCII stays: it belongs to a word or an emoji.
     """

@@ -7,7 +7,7 @@
   const table = byId("fact-table"), body = table.tBodies[0], search = byId("search"), status = byId("status");
   const statusAt = columns.findIndex((c) => c.key === "status");
   const texts = columns.flatMap((c, i) => (c.kind === "text" && i !== statusAt ? [i] : []));
-  const plain = (text) => String(text).normalize("NFKC").toLowerCase();
+  const plain = (text) => String(text).replace(/[\u2068\u2069]/g, "").normalize("NFKC").toLowerCase();
   const haystacks = rows.map((row) => plain(texts.map((i) => row[i]).join("\n")));
   const collator = new Intl.Collator(undefined, { numeric: true });
   let shown = rows.map((_, i) => i), page = 0, sorted = -1, down = false;
