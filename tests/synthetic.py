@@ -60,7 +60,7 @@ def facts(count=40, **others):
     return tuple(Fact(*named[f"_{i}"], "{a} was born in {b}.", "{b} is the birthplace of {a}.") for i in range(count))
 
 
-def table(count, distances=3, unasked=0):
+def table(count, distances=2, unasked=0):
     """One pair a fact and pair of distances; the first ``unasked`` facts couldn't be asked."""
     fact, place = np.divmod(np.arange(count * distances**2), distances**2)
     asked = fact >= unasked

