@@ -149,7 +149,8 @@ class Dataset:
     ``readings`` names candidate sets beside the full vocabulary: each is a tuple of groups of answers, and a target
     competes within the groups it belongs to (``{"26 letters": (lower case, upper case)}``); the first reading
     decides whether a model counts as trained. ``replicate`` says what repeats the experiment: facts of one model,
-    or seeds (a task whose facts share one small vocabulary). ``options`` are those of a whole registered dataset, as
+    or seeds (a task whose facts share one small vocabulary). ``continued`` says that causal models are also read by
+    what they write from the evidence to the statement's end. ``options`` are those of a whole registered dataset, as
     ``load_dataset`` makes it; None for any other.
     """
 
@@ -158,6 +159,7 @@ class Dataset:
     readings: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
     replicate: Literal["fact", "seed"] = "fact"
     options: Mapping[str, Any] | None = None
+    continued: bool = False
 
     def __post_init__(self) -> None:
         if not self.facts:

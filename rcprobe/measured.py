@@ -1,7 +1,7 @@
 """What a run keeps: measured columns, and the pairs their rows belong to. Plain numpy, no model in sight."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -67,7 +67,9 @@ class Step:
     """One probed step of one seed.
 
     ``accuracy`` maps pairing → reading → (forward, reverse) shares of right answers; ``excluded`` maps a reason →
-    how many pairs it took out, by pairing.
+    how many pairs it took out, by pairing. ``coverage`` maps pairing → of which parameters gradients were ``read``
+    (rule → how many), which were ``left out`` (reason → how many), and in how many pairs a part's cosine is
+    ``undefined``.
     """
 
     seed: int
@@ -77,3 +79,4 @@ class Step:
     accuracy: Mapping[str, Mapping[str, tuple[float, float]]]
     excluded: Mapping[str, Mapping[str, int]]
     skipped: Mapping[str, str]
+    coverage: Mapping[str, Mapping[str, Mapping[str, int]]] = field(default_factory=dict)

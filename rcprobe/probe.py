@@ -11,6 +11,7 @@ from rcprobe.loaded import LoadedModel
 from rcprobe.measured import Measured, PairTable, Step
 from rcprobe.metrics import Metric
 from rcprobe.plugins import registry
+from rcprobe.probing.continuation import GREEDY
 from rcprobe.probing.engine import Observation, observe
 from rcprobe.probing.sizes import BatchSize, resolve
 from rcprobe.progress import Passes, Progress
@@ -83,14 +84,23 @@ class Probe:
         accuracy: dict[str, Mapping[str, tuple[float, float]]] = {}
         excluded: dict[str, Mapping[str, int]] = {}
         skipped: dict[str, str] = {}
+        coverage: dict[str, Mapping[str, Mapping[str, int]]] = {}
         for ask in self.asked:
             pairing = ask.pairing
             reads = frozenset({"log_probs"} if ask.whole else ()).union(*(m.reads for m in ask.metrics))
             if "storage" in reads and self.m.adapter.ov_circuit is None:
                 reads -= {"storage"}
-            candidates = self.dataset.readings
-            seen = observe(self.m, ask.pairs, read=reads, batch_size=self.batch_size, candidates=candidates)
+            seen = observe(
+                self.m,
+                ask.pairs,
+                read=reads,
+                batch_size=self.batch_size,
+                candidates=self.dataset.readings,
+                continued=self.dataset.continued,
+            )
             self.batch_used = min(self.batch_used or seen.batch_size, seen.batch_size)
+            if seen.gradients is not None:
+                coverage[pairing] = seen.gradients.coverage()
             if ask.whole:
                 excluded[pairing] = Counter(seen.excluded.values())
                 accuracy[pairing] = _accuracy(seen)
@@ -107,7 +117,7 @@ class Probe:
                         measured.append(Measured(metric.name, pairing, self.seed, step, columns, ask.table))
                 if reason is not None:
                     skipped[f"{metric.name} ({pairing})"] = reason
-        return Step(self.seed, step, loss, tuple(measured), accuracy, excluded, skipped)
+        return Step(self.seed, step, loss, tuple(measured), accuracy, excluded, skipped, coverage)
 
     def sample(self, ask: Ask, size: int) -> "Probe":
         """A probe of one ask alone, and of so many of its pairs, evenly chosen from those that can be asked."""
@@ -169,6 +179,7 @@ def one_per_distance(pairs: Sequence[QueryPair]) -> list[QueryPair]:
 def _accuracy(seen: Observation) -> Mapping[str, tuple[float, float]]:
     if seen.readings is None:
         return {}
-    return {
-        name: (float(right[:, 0].nanmean()), float(right[:, 1].nanmean())) for name, (_, right) in seen.readings.items()
-    }
+    judged = {name: right for name, (_, right) in seen.readings.items()}
+    if seen.continued is not None:
+        judged[GREEDY] = seen.continued
+    return {name: (float(right[:, 0].nanmean()), float(right[:, 1].nanmean())) for name, right in judged.items()}

@@ -46,6 +46,7 @@ def save_step(folder: Path, step: Step) -> None:
         "accuracy": step.accuracy,
         "excluded": step.excluded,
         "skipped": step.skipped,
+        "coverage": step.coverage,
         "measured": measured,
     }
     write_json(folder / STEP, described)
@@ -72,6 +73,7 @@ def load_step(folder: Path) -> Step:
             {pairing: _both_ways(readings) for pairing, readings in described["accuracy"].items()},
             described["excluded"],
             described["skipped"],
+            described["coverage"],
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError(f"{folder / STEP}: isn't what rcprobe writes ({type(error).__name__}: {error})") from error

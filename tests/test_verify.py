@@ -240,7 +240,7 @@ class Rewritten(Attention):
 
 
 class Concealed(Attention):
-    """It calls the function by another name, so that no score is found."""
+    """It calls the function by another name, off the interface."""
 
     def forward(self, x, encoding, attention_mask, bias):
         q, k, v = self.qkv(x).unflatten(-1, (3, self.config.heads, -1)).permute(2, 0, 3, 1, 4)
@@ -265,9 +265,28 @@ def test_scores_that_are_not_the_models(layers):
     assert verify(with_attention(Rewritten, *layers))[3].passed
 
 
-def test_layers_whose_scores_are_not_found():
+class Homemade(Concealed):
+    """Attention by no function that anybody watches."""
+
+    def forward(self, x, encoding, attention_mask, bias):
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.config.heads, -1)).permute(2, 0, 3, 1, 4)
+        scores = (q @ k.transpose(-1, -2) * self.scaling + bias).exp()
+        if attention_mask is not None:
+            scores = scores * attention_mask
+        return self.out(((scores / scores.sum(-1, keepdim=True)) @ v).transpose(1, 2).flatten(-2)), None
+
+
+def test_a_layer_whose_score_is_not_found_is_missed():
     assert "1 layers were captured, the model shows 2" in refused(with_attention(Concealed, 1), "scores")
-    m = with_attention(Concealed, 0, 1)
+
+
+def test_models_off_the_interface_are_read_where_they_call_a_softmax():
+    check = verify(with_attention(Concealed, 0, 1))[3]
+    assert (check.name, check.passed) == ("scores", True)
+
+
+def test_layers_whose_scores_are_not_found():
+    m = with_attention(Homemade, 0, 1)
     check = verify(m)[3]
     assert (check.name, check.passed) == ("scores", None)
     assert "unsupported" in check.seen

@@ -15,6 +15,7 @@ from rcprobe.probing.answers import FULL, Reading, judge_answers, mean_log_prob,
 from rcprobe.probing.batch import Batch, collate
 from rcprobe.probing.capture import capture
 from rcprobe.probing.captured import Captured
+from rcprobe.probing.continuation import greedy_to_the_end
 from rcprobe.probing.gradients import GradientProducts, Reader, gradient_products
 from rcprobe.probing.parameters import Which
 from rcprobe.probing.sizes import BatchSize, resolve, worked_through
@@ -38,6 +39,7 @@ class Observation:
         scores, log_weights, attendable: at (query row, evidence), anchors the first tokens.
         log_probs: Σ over target tokens of log p, full vocabulary.
         readings: reading → (log p, right or wrong as 1 or 0), the full vocabulary among them.
+        continued: 1 where a causal model, writing on greedily from the evidence, gives the target, else 0.
         alternatives: mean log p of other trained targets at the reverse query.
         saturated: p(target) so near 1 that its gradient is rounding noise.
         gradients: inner products of gradients, with controls.
@@ -52,6 +54,7 @@ class Observation:
     attendable: Bool[Tensor, "B 2 N H"] | None = None
     log_probs: Float[Tensor, "B 2"] | None = None
     readings: Mapping[str, tuple[Float[Tensor, "B 2"], Float[Tensor, "B 2"]]] | None = None
+    continued: Float[Tensor, "B 2"] | None = None
     alternatives: Float[Tensor, " B"] | None = None
     saturated: Bool[Tensor, "B 2"] | None = None
     gradients: GradientProducts | None = None
@@ -71,13 +74,15 @@ def observe(
     candidates: Mapping[str, Sequence[Sequence[str]]] | None = None,
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
+    continued: bool = False,
 ) -> Observation:
     """Read what the metrics need of query pairs in one pass, each query once.
 
     ``read`` is a subset of ``READS``; ``parameters`` and ``controls`` concern gradients (controls a pair, of three
     kinds); ``candidates`` names readings beside the full vocabulary. ``layers`` and ``heads`` (numbers from 0) keep
     only those of the scores and, of gradients, only those layers' parameters; where nothing but scores is read, the
-    pass ends with the last layer asked for. ``batch_size`` is in prompts; "auto" takes what memory holds, and either
+    pass ends with the last layer asked for. ``continued`` lets a causal model also write from the evidence to the
+    statement's end (with ``log_probs``). ``batch_size`` is in prompts; "auto" takes what memory holds, and either
     is halved where memory runs out. Pairs that can't be asked keep their row, as NaN, and their reason.
     Raises ``DataError`` for no pairs or an unknown reading, ``UsageError`` for a layer or head the model lacks.
     """
@@ -114,9 +119,19 @@ def observe(
     elif answers.wanted:
         size = answers.read_all(batch_size)
         seen = replace(answers.put(seen, heads), batch_size=size)
+    if continued and kinds and m.adapter.objective == "causal" and asked:
+        seen = _continued(m, seen, asked, batch_size)
     if "storage" in read:
         seen = _storage_readings(m, seen)
     return seen
+
+
+def _continued(m: LoadedModel, seen: Observation, asked: Sequence[int], batch_size: BatchSize) -> Observation:
+    queries = [query for i in asked for query in (seen.pairs[i].forward, seen.pairs[i].reverse)]
+    right = torch.full((len(seen.pairs), 2), torch.nan, dtype=torch.float64)
+    right[list(asked)] = greedy_to_the_end(m, queries, batch_size).reshape(-1, 2)
+    right[list(seen.excluded)] = torch.nan
+    return replace(seen, continued=right)
 
 
 class _Answers:

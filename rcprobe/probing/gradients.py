@@ -5,6 +5,7 @@ and the gradients of what came out. The plain definition, two backward passes a 
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -74,6 +75,11 @@ class GradientProducts:
         """Part → in how many pairs one of the two gradients vanishes, so that their cosine is undefined."""
         vanish = ((self.forward_norm2 == 0) | (self.reverse_norm2 == 0)).sum(dim=0).tolist()
         return {part.name: count for part, count in zip(self.parts, vanish, strict=True) if count}
+
+    def coverage(self) -> dict[str, dict[str, int]]:
+        """How many parameters were ``read`` by which rule, how many ``left out`` and why, and what is ``undefined``."""
+        counts = {"read": Counter(self.rules.values()), "left out": Counter(self.left_out.values())}
+        return {**{name: dict(count) for name, count in counts.items()}, "undefined": self.undefined()}
 
     def cosine(self, keep: Sequence[int] | None = None) -> Float[Tensor, " B"]:
         """cos(g→, g←) over the parts of the given indices (all but the dense ones by default).

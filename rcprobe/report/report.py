@@ -64,6 +64,12 @@ class Report:
 
         return load_report(folder)
 
+    @property
+    def coverage(self) -> Mapping[str, Mapping[str, Mapping[str, int]]]:
+        """Of which parameters gradients were read, left out or undefined at the last step: see ``Step``."""
+        finished = [run for run in self.runs if run.failure is None and run.steps]
+        return finished[0].steps[-1].coverage if finished else {}
+
     def frame(self, metric: str | None = None) -> "pd.DataFrame":
         """Every measured value, one row a value: seed, step, metric, pairing, fact, texts, distances, layer, head.
 
@@ -114,6 +120,7 @@ class Report:
             "notes": list(self.notes),
             "accuracy": {p: {r: [list(x) for x in seeds] for r, seeds in v.items()} for p, v in self.accuracy.items()},
             "signatures": {name: asdict(signature) for name, signature in self.signatures.items()},
+            "coverage": self.coverage,
             "excluded": {pairing: dict(reasons) for pairing, reasons in self.excluded.items()},
             "seeds": [{"seed": r.seed, "failure": r.failure, "fingerprint": r.fingerprint} for r in self.runs],
         }

@@ -25,6 +25,8 @@ def print_report(report: Report, console: Console | None = None) -> None:
     for pairing, reasons in report.excluded.items():
         for reason, count in reasons.items():
             console.print(f"excluded ({pairing}): {count} pairs, {reason}", soft_wrap=True, markup=False)
+    for pairing, covered in report.coverage.items():
+        console.print(f"gradients ({pairing}): {words.coverage(covered)}", soft_wrap=True, markup=False)
     for note in report.notes:
         console.print(f"note: {note}", soft_wrap=True, markup=False)
 

@@ -1,7 +1,7 @@
 """How numbers and verdicts are said: one place, for every output."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rcprobe.signatures import Finding
 
@@ -60,3 +60,12 @@ def effect(finding: Finding) -> str:
 def listed(words: Sequence[str]) -> str:
     """a, b and c."""
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def coverage(covered: Mapping[str, Mapping[str, int]]) -> str:
+    """Of how many parameters gradients were read and how, what was left out and why, and what is undefined."""
+    read = ", ".join(f"{count} by {rule}" for rule, count in covered["read"].items())
+    said = [f"{sum(covered['read'].values())} parameters read ({read})"]
+    said += [f"{count} left out: {reason}" for reason, count in covered["left out"].items()]
+    said += [f"{part} vanishes in {count} pairs: no cosine" for part, count in covered["undefined"].items()]
+    return "; ".join(said)

@@ -88,7 +88,7 @@ def toy_split(model: OneLayer, evidence: int, mask: int, target: int, forward: f
 
 
 def routing_cosine(
-    vector: Float[Tensor, "D"],
+    vector: Float[Tensor, " D"],
     forward: float,
     reverse: float,
     forward_gradient: float,

@@ -57,10 +57,10 @@ class OneLayer:
 class Reading:
     """What one prompt does: ``scores`` s and ``weights`` α at the mask's row; ``attention`` ᾱ by token; p."""
 
-    scores: Float[Tensor, "L"]
-    weights: Float[Tensor, "L"]
-    attention: Float[Tensor, "S"]
-    probabilities: Float[Tensor, "V"]
+    scores: Float[Tensor, " L"]
+    weights: Float[Tensor, " L"]
+    attention: Float[Tensor, " S"]
+    probabilities: Float[Tensor, " V"]
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Gradients:
     embedding: Float[Tensor, "3 W S"]
 
 
-def read(model: OneLayer, prompt: Int[Tensor, "L"], row: int) -> Reading:
+def read(model: OneLayer, prompt: Int[Tensor, " L"], row: int) -> Reading:
     """Scores, attention and probabilities at ``row``, the mask's (§3).
 
     Raises ``UsageError`` for a row outside the prompt.
@@ -91,7 +91,7 @@ def read(model: OneLayer, prompt: Int[Tensor, "L"], row: int) -> Reading:
     return Reading(scores, weights, attention, logits.softmax(dim=0))
 
 
-def score_gradient(weights: Float[Tensor, "L"], effects: Float[Tensor, "L"]) -> Float[Tensor, "L"]:
+def score_gradient(weights: Float[Tensor, " L"], effects: Float[Tensor, " L"]) -> Float[Tensor, " L"]:
     """g_l = ∂L/∂s_l = α_l(ε_l − Σ_m α_m ε_m) (App. C.1).
 
     ``weights`` are α; ``effects`` are ε_l = (p − onehot(a))ᵀW_eff[:, x_l].
@@ -99,7 +99,7 @@ def score_gradient(weights: Float[Tensor, "L"], effects: Float[Tensor, "L"]) -> 
     return weights * (effects - weights @ effects)
 
 
-def one_layer_gradients(model: OneLayer, prompt: Int[Tensor, "L"], row: int, target: int) -> Gradients:
+def one_layer_gradients(model: OneLayer, prompt: Int[Tensor, " L"], row: int, target: int) -> Gradients:
     """The gradient of −log p_a in every matrix, for any prompt, in closed form (App. C.2).
 
     With r = p − onehot(a), q̃_l = R_{l−i}ᵀq_M, g_l = c·∂L/∂s_l and y = Σ_l g_l R_{l−i}k_{x_l}: ∇U = r(W_V E ᾱ)ᵀ,
@@ -144,7 +144,7 @@ def storage_velocity(model: OneLayer, gradients: Gradients) -> Float[Tensor, "V 
     )
 
 
-def _turned_queries(model: OneLayer, prompt: Int[Tensor, "L"], row: int) -> Float[Tensor, "L D"]:
+def _turned_queries(model: OneLayer, prompt: Int[Tensor, " L"], row: int) -> Float[Tensor, "L D"]:
     """q̃_l = R_{l−i}ᵀ q_M for every place l."""
     q = model.query @ model.embedding[:, prompt[row]]
     return torch.stack([model.rotation(float(place - row)).T @ q for place in range(prompt.numel())])

@@ -13,7 +13,7 @@ from torch import Tensor
 from rcprobe.errors import UsageError
 
 
-def residual(probabilities: Float[Tensor, "V"], target: int) -> Float[Tensor, "V"]:
+def residual(probabilities: Float[Tensor, " V"], target: int) -> Float[Tensor, " V"]:
     """r = p − onehot(a), the gradient of −log p_a in the logits (§3).
 
     Raises ``UsageError`` for a target outside the vocabulary.
@@ -23,7 +23,7 @@ def residual(probabilities: Float[Tensor, "V"], target: int) -> Float[Tensor, "V
     return probabilities - F.one_hot(torch.tensor(target, device=probabilities.device), probabilities.numel())
 
 
-def storage_gradient(probabilities: Float[Tensor, "V"], target: int, mass: float) -> Float[Tensor, "V"]:
+def storage_gradient(probabilities: Float[Tensor, " V"], target: int, mass: float) -> Float[Tensor, " V"]:
     """∂L/∂W_eff[:, b] = A(p − onehot(a)): −A(1 − p_a) ≤ 0 at the target, A·p_c ≥ 0 elsewhere (Prop. 4.1).
 
     ``mass`` is A, the total attention on the evidence b. Raises ``UsageError`` as ``residual`` does.
@@ -32,7 +32,7 @@ def storage_gradient(probabilities: Float[Tensor, "V"], target: int, mass: float
 
 
 def effective_gradient(
-    probabilities: Float[Tensor, "V"], target: int, attention: Float[Tensor, "S"]
+    probabilities: Float[Tensor, " V"], target: int, attention: Float[Tensor, " S"]
 ) -> Float[Tensor, "V S"]:
     """∂L/∂W_eff = (p − onehot(a)) ᾱᵀ, every column of it (App. C.1).
 
@@ -42,7 +42,7 @@ def effective_gradient(
 
 
 def column_product(
-    forward: Float[Tensor, "V"], reverse: Float[Tensor, "V"], target: int, forward_mass: float, reverse_mass: float
+    forward: Float[Tensor, " V"], reverse: Float[Tensor, " V"], target: int, forward_mass: float, reverse_mass: float
 ) -> float:
     """⟨∂L→/∂W_eff[:, b], ∂L←/∂W_eff[:, b]⟩ = A→A←⟨p→ − onehot(a), p← − onehot(a)⟩ > 0 (Thm 4.6).
 
@@ -54,10 +54,10 @@ def column_product(
 
 
 def effective_cosine(
-    forward_residual: Float[Tensor, "V"],
-    reverse_residual: Float[Tensor, "V"],
-    forward_attention: Float[Tensor, "S"],
-    reverse_attention: Float[Tensor, "S"],
+    forward_residual: Float[Tensor, " V"],
+    reverse_residual: Float[Tensor, " V"],
+    forward_attention: Float[Tensor, " S"],
+    reverse_attention: Float[Tensor, " S"],
 ) -> float:
     """Cosine of the two gradients in W_eff: cos(r→, r←) · cos(ᾱ→, ᾱ←) (App. C.1). NaN where a gradient is zero."""
     return _cosine(forward_residual, reverse_residual) * _cosine(forward_attention, reverse_attention)

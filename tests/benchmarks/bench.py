@@ -11,11 +11,13 @@ import importlib.util
 import json
 import logging
 import math
+import os
 import platform
 import resource
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -342,13 +344,13 @@ def peak_of(what: str, count: int) -> int:
 
 
 def peak(what: str, count: int) -> int:
-    m = llama(layers=2, vocabulary=2000)
+    m = llama(layers=2 if what == "pairs" else 6, vocabulary=2000)
     if what == "pairs":
         pairs = pairs_of(m, count, 64)
         assignment = assign(pairs, 4)
         work: Callable[[], object] = lambda: gradient_products(m, pairs, assignment, batch_size=32)  # noqa: E731
     else:
-        batch = collate(m, queries_of(m, 4, count))
+        batch = collate(m, queries_of(m, 8, count))
         if what == "attentions":
             m.model.set_attn_implementation("eager")
             inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
@@ -356,9 +358,24 @@ def peak(what: str, count: int) -> int:
         else:
             work = lambda: capture(m, batch)  # noqa: E731
     capture(m, collate(m, queries_of(m, 2, 8)))  # what is loaded on first use isn't the work's
-    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    work()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    before, seen, done = resident(), [0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.001):
+            seen.append(resident())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    kept = work()
+    done.set()
+    watcher.join()
+    del kept
+    return max(seen) - before
+
+
+def resident() -> int:
+    """Bytes of memory in use; the system's own record of the peak also remembers what loading took."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 # --- measuring ---
@@ -413,6 +430,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     logging.disable()
+    os.environ["TQDM_DISABLE"] = "1"
     if options.memory:
         print(peak(options.memory[0], int(options.memory[1])))
         return

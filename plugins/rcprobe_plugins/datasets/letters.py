@@ -15,8 +15,8 @@ def letters(length: int = 10) -> Dataset:
 
     The forward templates put a at i and b at j for all i < j (length 3: ``dD0 d0D 0dD``); the k-th reverse
     template is the k-th forward one read backwards, so both have one distance. Readings: all 52 letters, and the
-    26 of the target's case (easy: knowing which case comes next leaves half the work undone). Raises
-    ``DataError`` for a length below 2.
+    26 of the target's case (easy: knowing which case comes next leaves half the work undone); causal models are
+    also asked to write the rest. Raises ``DataError`` for a length below 2.
     """
     if length < 2:
         raise DataError(f"letters: length {length} has no room for two letters; use 2 or more")
@@ -25,7 +25,8 @@ def letters(length: int = 10) -> Dataset:
     reverse = tuple(_template(length, a=length - 1 - i, b=length - 1 - j) for i, j in placements)
     facts = tuple(Fact(a, b, forward, reverse) for a, b in zip(ascii_lowercase, ascii_uppercase, strict=True))
     lower, upper = tuple(ascii_lowercase), tuple(ascii_uppercase)
-    return Dataset("letters", facts, {"52 letters": (lower + upper,), "26 letters": (lower, upper)}, "seed")
+    readings = {"52 letters": (lower + upper,), "26 letters": (lower, upper)}
+    return Dataset("letters", facts, readings, "seed", continued=True)
 
 
 def _template(length: int, a: int, b: int) -> str:

@@ -106,12 +106,12 @@ class Radd(TinyAdapter):
         return int(model.config.vocab_size) - 1
 
     def identities(self, model: Any) -> Mapping[str, str]:
-        """One layer that reads the distance alone can't tell forward from reverse (Prop. 4.5)."""
-        if len(model.blocks) != 1 or not model.encoding.reads_distance_only:
+        """A model that reads the distance alone can't tell a query from its mirror image, at any depth (Prop. 4.5)."""
+        if not model.encoding.reads_distance_only:
             return {}
-        mirrored = "one layer that reads the distance alone answers a mirrored query alike (Prop. 4.5)"
+        mirrored = "a model that reads the distance alone answers a mirrored query alike (Prop. 4.5)"
         return {
-            "attention_correlation": "forward and reverse scores differ by a constant at most (Prop. 4.5)",
+            "attention_correlation": "mirrored queries have equal scores, at any depth (Prop. 4.5)",
             "gradient_alignment": f"{mirrored}, so both gradients are one",
             "reverse_probability": f"{mirrored}: reverse equals forward, trained or not",
             "accuracy": f"{mirrored}: reverse equals forward over all placements, trained or not",

@@ -9,7 +9,7 @@ from rich.table import Table
 from rcprobe.report import Report, words
 from rcprobe.signatures import Signature
 
-LETTERS, EVERYTHING = "52 letters", "full vocabulary"
+LETTERS, EVERYTHING, WRITTEN = "52 letters", "full vocabulary", "greedy to the end"
 VERDICTS = ("present", "absent", "inconclusive", "undefined", "not trained")
 
 
@@ -36,12 +36,8 @@ def table(reports: Mapping[str, Report]) -> Table:
     shown.add_column("mean (range over seeds)", max_width=27, overflow="fold")
     for label in reports:
         shown.add_column(label.replace(", ", "\n"), min_width=17, overflow="fold")
-    for reading in (LETTERS, EVERYTHING):
-        rows = [
-            f"accuracy, {reading}",
-            *(_both(_accuracy(r, reading, 0), _accuracy(r, reading, 1)) for r in reports.values()),
-        ]
-        shown.add_row(*rows)
+    for reading in (LETTERS, EVERYTHING, WRITTEN):
+        shown.add_row(f"accuracy, {reading}", *(_both_ways(report, reading) for report in reports.values()))
     shown.add_row(
         "P(right letter | a letter)",
         *(_both(_probability(r, 0), _probability(r, 1)) for r in reports.values()),
@@ -63,7 +59,8 @@ def legend(reports: Mapping[str, Report]) -> list[str]:
         "Controls: storage and outcome, other letters in the answer's place; "
         "routing, facts shuffled between directions; dynamics, the same answer asked from another letter. "
         "Storage grows in logits. d_z: effect in standard deviations; P: how often a fact beats its control.",
-        f"{LETTERS}: the answer competes with the other letters; {EVERYTHING}: with the placeholder 0 too.",
+        f"{LETTERS}: the answer competes with the other letters; {EVERYTHING}: with the placeholder 0 too. "
+        f"{WRITTEN}: whether a causal model writes the answer anywhere after the letter it is given.",
         "identity: true by construction, trained or not, and so no evidence of learning.",
     ]
     for label, report in reports.items():
@@ -93,6 +90,12 @@ def answer(reports: Mapping[str, Report]) -> str:
 
 def _both(forward: list[float], reverse: list[float]) -> str:
     return f"forward {words.percent(forward)}\nreverse {words.percent(reverse)}"
+
+
+def _both_ways(report: Report, reading: str) -> str:
+    if reading not in report.accuracy["swapped"]:
+        return "–"
+    return _both(_accuracy(report, reading, 0), _accuracy(report, reading, 1))
 
 
 def _accuracy(report: Report, reading: str, way: int) -> list[float]:
