@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rcprobe.report import words
 from rcprobe.report.report import Report
 from rcprobe.report.values import finished
 from rcprobe.report.visible import visible
@@ -46,6 +47,7 @@ def coverage(report: Report) -> Coverage:
         lines.append(f"{held:,} facts were held out of training; signatures and figures leave them out")
     for run in runs[:1]:
         lines += [f"{visible(name)} wasn't measured: {visible(why)}" for name, why in run.steps[-1].skipped.items()]
+    lines += [f"gradients ({p}): {visible(words.coverage(covered))}" for p, covered in report.coverage.items()]
     lines += [line for signature in report.signatures.values() for line in _undefined(signature)]
     return Coverage(asked, excluded, lines)
 
