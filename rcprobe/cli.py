@@ -9,6 +9,7 @@ import typer
 
 from rcprobe.commands.models import cli as models_cli
 from rcprobe.commands.output import print_json, tell_failures
+from rcprobe.commands.report import report_command
 from rcprobe.commands.run import run_command
 from rcprobe.commands.runs import cli as runs_cli
 from rcprobe.errors import RcprobeError
@@ -33,6 +34,7 @@ cli.add_typer(models_cli, name="models")
 
 
 cli.command("run")(run_command)
+cli.command("report")(report_command)
 
 
 @plugins_cli.command("list")

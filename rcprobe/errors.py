@@ -26,6 +26,13 @@ class UnknownNameError(UsageError):
         super().__init__(f"no {kind} is called {name!r}; {hint}")
 
 
+class MissingExtraError(UsageError):
+    """Something asked for needs packages that are installed on request."""
+
+    def __init__(self, what: str, package: str, extra: str) -> None:
+        super().__init__(f"{what} needs {package}, which isn't installed: pip install 'rcprobe[{extra}]'")
+
+
 class DataError(UsageError):
     """Facts, templates or texts that can't be asked."""
 

@@ -125,7 +125,7 @@ def test_a_report_without_a_run_is_saved_into_a_new_folder_alone(tmp_path):
     report = rcprobe.run(rcprobe.load("radd", options=OPTIONS), SMALL, metrics=["accuracy"], limit=2)
     assert report.folder is None
     report.save(tmp_path / "new")
-    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["report.json", "values.csv"]
+    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["report.html", "report.json", "values.csv"]
     with pytest.raises(UsageError, match="nothing was overwritten"):
         report.save(tmp_path / "new")
 

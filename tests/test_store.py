@@ -254,7 +254,7 @@ def test_nothing_that_is_kept_names_a_place_on_this_machine(kept):
 def test_nothing_that_is_kept_is_a_pickle(kept):
     place, _ = kept
     kinds = {path.suffix for path in place.rglob("*") if path.is_file() and path.name != "lock"}
-    assert kinds == {".json", ".parquet", ".safetensors", ".csv"}
+    assert kinds == {".json", ".parquet", ".safetensors", ".csv", ".html"}
 
 
 def test_objects_of_the_callers_have_no_configuration(tmp_path):

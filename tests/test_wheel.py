@@ -68,6 +68,11 @@ def test_it_holds_every_module_and_the_type_marker(wheel, package, source):
     assert f"{package}/py.typed" in held
 
 
+def test_it_holds_the_parts_of_a_reports_page(wheel):
+    for name in ("report.html.j2", "report.css", "report.js"):
+        assert f"rcprobe/report/page/{name}" in wheel.namelist()
+
+
 def test_it_holds_nothing_else(wheel):
     tops = {name.split("/")[0] for name in wheel.namelist()}
     assert tops == {*PACKAGES, f"rcprobe-{rcprobe.__version__}.dist-info"}

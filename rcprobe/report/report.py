@@ -104,8 +104,8 @@ class Report:
             "metric": np.full(len(repeat), measured.metric, dtype=object),
             "pairing": np.full(len(repeat), measured.pairing, dtype=object),
             "fact": table.fact[repeat],
-            "a": np.array([fact.a for fact in facts], dtype=object)[table.fact[repeat]],
-            "b": np.array([fact.b for fact in facts], dtype=object)[table.fact[repeat]],
+            "a": np.array([_encodable(fact.a) for fact in facts], dtype=object)[table.fact[repeat]],
+            "b": np.array([_encodable(fact.b) for fact in facts], dtype=object)[table.fact[repeat]],
             "template": table.template[repeat],
             "delta_forward": table.delta_forward[repeat],
             "delta_reverse": table.delta_reverse[repeat],
@@ -126,8 +126,20 @@ class Report:
         }
         return strict(plain)  # type: ignore[no-any-return]
 
+    def to_html(self, path: str | Path) -> None:
+        """Write the report as one page that needs no network and no other file.
+
+        Raises ``MissingExtraError`` without matplotlib and jinja2 (``pip install 'rcprobe[report]'``).
+        """
+        from rcprobe.report.html import to_html
+
+        to_html(self, path)
+
     def save(self, folder: str | Path) -> None:
-        """Write ``report.json`` and ``values.csv`` into a folder that is new or empty, each whole."""
+        """Write ``report.json`` and ``values.csv``, and ``report.html`` where matplotlib is installed.
+
+        The folder must be new or empty; each file is written whole or not at all.
+        """
         from rcprobe.report.saved import save_report
 
         save_report(self, new_folder(folder))
@@ -154,6 +166,11 @@ _Columns = dict[str, NDArray[Any]]
 
 def _shape(measured: Measured) -> tuple[int, ...]:
     return next((c.shape for c in measured.columns.values() if c.ndim == 3), (len(measured.table.fact),))
+
+
+def _encodable(text: str) -> str:
+    """The text with half characters spelt out, which no column of texts and no file can hold."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _values(measured: Measured) -> _Columns:
@@ -244,7 +261,9 @@ class _Gate:
         final = {seed: values[-1] for seed, values in forward.items() if values}
         stuck = [seed for seed, value in final.items() if not value >= bar]
         self.notes = [
-            f"seed {seed} is stuck: forward accuracy {final[seed]:.0%} ({reading}), the bar is {bar:.0%}; "
+            f"seed {seed}: forward accuracy is undefined ({reading})"
+            if math.isnan(final[seed])
+            else f"seed {seed} is stuck: forward accuracy {final[seed]:.0%} ({reading}), the bar is {bar:.0%}; "
             "it stays in every average"
             for seed in stuck
         ]
@@ -252,6 +271,8 @@ class _Gate:
         self.failed = ""
         if not final:
             self.failed = "no seed finished"
+        elif math.isnan(median):
+            self.failed = f"forward accuracy is undefined ({reading})"
         elif not median >= bar:
             self.failed = f"median forward accuracy {median:.0%} ({reading}) is under the bar of {bar:.0%}"
 

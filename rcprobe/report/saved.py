@@ -1,11 +1,12 @@
 """A report in a run's folder: written for other programs, read back number for number."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rcprobe.errors import RunError
-from rcprobe.files import read_json, whole, write_json
+from rcprobe.files import read_json, whole, write_bytes, write_json
 from rcprobe.metrics import Condition
 from rcprobe.progress import Progress
 from rcprobe.report.report import Report, SeedRun
@@ -15,11 +16,17 @@ from rcprobe.step_files import number
 from rcprobe.store import REPORT, RunFolder
 
 VALUES = "values.csv"
+PAGE = "report.html"
 ROWS = 50_000  # written at once: a large report takes many seconds
 
 
 def save_report(report: Report, folder: Path, progress: Progress | None = None) -> None:
-    """Write ``report.json`` and ``values.csv``, each whole; ``progress`` hears of rows. Raises ``RunError``."""
+    """Write ``report.json``, ``values.csv`` and, where matplotlib is installed, ``report.html``, each whole.
+
+    ``progress`` hears of rows of values. Raises ``RunError``.
+    """
+    from rcprobe.report.figures import installed
+
     write_json(folder / REPORT, report.to_dict())
     frame = report.frame()
     with whole(folder / VALUES) as temporary, temporary.open("w", newline="") as file:
@@ -27,6 +34,10 @@ def save_report(report: Report, folder: Path, progress: Progress | None = None) 
             frame[start : start + ROWS].to_csv(file, header=start == 0, index=False)
             if progress is not None:
                 progress(min(start + ROWS, len(frame)), len(frame))
+    if installed():
+        from rcprobe.report.html import page
+
+        write_bytes(folder / PAGE, page(replace(report, folder=folder)).encode())
 
 
 def load_report(folder: str | Path | RunFolder) -> Report:

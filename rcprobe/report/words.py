@@ -15,7 +15,10 @@ QUESTIONS = {
 
 def number(value: float) -> str:
     """A number with two decimals; a dash where it is undefined."""
-    return "–" if math.isnan(value) else f"{value:.2f}".replace("-", "−")
+    if math.isnan(value):
+        return "–"
+    said = f"{value:.2f}"
+    return "0.00" if said == "-0.00" else said.replace("-", "−")
 
 
 def percent(values: list[float]) -> str:

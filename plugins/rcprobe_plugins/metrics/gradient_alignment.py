@@ -37,9 +37,12 @@ def gradient_alignment(seen: Observation) -> dict[str, Tensor]:
         columns["dense matched"] = products.cosine(dense)
         columns["dense same_target"] = products.control_cosine("same_target", dense)
     for group in dict.fromkeys(products.parts[i].group for i in kept):
-        columns[f"cos {group}"] = products.cosine(products.indices(group=group))
+        of = products.indices(group=group)
+        columns[f"cos {group}"] = products.cosine(of)
+        columns[f"same_target {group}"] = products.control_cosine("same_target", of)
     for layer in sorted({part.layer for part in products.parts if part.layer is not None}):
         inside = products.indices(layer=layer)
         columns[f"cos layer {layer}"] = products.cosine(inside)
+        columns[f"same_target layer {layer}"] = products.control_cosine("same_target", inside)
         columns[f"share layer {layer}"] = products.inner[:, inside].sum(1) / (forward * reverse).sqrt()
     return columns

@@ -1,0 +1,47 @@
+"""``rcprobe report``."""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rcprobe.errors import UsageError
+
+
+class Format(StrEnum):
+    """What a report can be written as."""
+
+    HTML = "html"
+    MARKDOWN = "md"
+    LATEX = "latex"
+    CSV = "csv"
+
+
+def report_command(
+    run: Annotated[str, typer.Argument(help="The folder of a finished run.", show_default=False)],
+    format: Annotated[Format, typer.Option(help="A page, or the results as a table.")] = Format.HTML,
+    out: Annotated[str | None, typer.Option(help="The file to write; standard output without it.")] = None,
+) -> None:
+    """Write a finished run's report as a page, Markdown, LaTeX or CSV.
+
+    Example: rcprobe report runs/alibi --format html --out alibi.html
+    """
+    from rcprobe.files import write_bytes
+    from rcprobe.report import load_report
+    from rcprobe.report.export import to_csv, to_latex, to_markdown
+    from rcprobe.report.html import page
+
+    for name, value in (("run", run), ("--out", out)):
+        if value is not None and not value.strip():
+            raise UsageError(f"{name}: the name is empty")
+    write = {Format.HTML: page, Format.MARKDOWN: to_markdown, Format.LATEX: to_latex, Format.CSV: to_csv}[format]
+    text = write(load_report(run))
+    if out is None:
+        sys.stdout.write(text)
+        return
+    path = Path(out)
+    if path.is_dir():
+        raise UsageError(f"{path}: is a folder; name a file")
+    write_bytes(path, text.encode())

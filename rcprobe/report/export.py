@@ -1,0 +1,91 @@
+"""A report's results for papers and spreadsheets: Markdown, LaTeX, CSV."""
+
+import math
+import re
+from collections.abc import Callable
+
+from rcprobe.report.report import Report
+from rcprobe.report.tables import csv_text, results
+from rcprobe.report.visible import visible
+
+HEADINGS = ("", "measured", "estimate", "95 % interval", "margin", "control", "verdict")
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "−": "$-$",
+    "→": r"$\to$",
+    "←": r"$\leftarrow$",
+    "δ": r"$\delta$",
+    "Δ": r"$\Delta$",
+    "≤": r"$\leq$",
+    "≥": r"$\geq$",
+    "W̃": r"$\tilde W$",
+    **{character: rf"\{character}" for character in "&%$#_{}"},
+}
+_LATEX_SPECIAL = re.compile("|".join(re.escape(key) for key in sorted(_LATEX, key=len, reverse=True)))
+
+
+def to_csv(report: Report) -> str:
+    """Every result, one row each, under named columns, in full precision."""
+    return csv_text(results(report))
+
+
+def to_markdown(report: Report) -> str:
+    """The results as a table in Markdown, with what a reader must know above it."""
+    lines = [f"# {_markdown(_subject(report))}", ""]
+    lines += [f"- {_markdown(visible(note))}" for note in report.notes]
+    lines += [""] * bool(report.notes)
+    lines.append("| " + " | ".join(HEADINGS) + " |")
+    lines.append("|---" * len(HEADINGS) + "|")
+    lines += ["| " + " | ".join(row) + " |" for row in _rows(report, _markdown)]
+    whys = [f"{visible(s.title)}: {s.verdict}, {visible(s.why)}" for s in report.signatures.values() if s.why]
+    lines += ["", *(f"- {_markdown(why)}" for why in whys)] if whys else []
+    return "\n".join(lines) + "\n"
+
+
+def to_latex(report: Report) -> str:
+    """The results as a ``table`` for the package booktabs, notes and reasons as comments above it."""
+    comments = [*report.notes, *(f"{s.title}: {s.verdict}, {s.why}" for s in report.signatures.values() if s.why)]
+    lines = [f"% {visible(comment)}" for comment in comments]
+    lines += [r"\begin{table}", rf"\caption{{{_latex(_subject(report))}}}", r"\begin{tabular}{llrrrrl}", r"\toprule"]
+    lines.append(" & ".join(map(_latex, HEADINGS)) + r" \\")
+    lines.append(r"\midrule")
+    lines += [" & ".join(row) + r" \\" for row in _rows(report, _latex)]
+    lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
+    return "\n".join(lines) + "\n"
+
+
+def _rows(report: Report, escape: Callable[[str], str]) -> list[list[str]]:
+    rows = []
+    for row in results(report):
+        cells = [
+            f"{row['what']} ({row['pairing']})",
+            row["measured"],
+            f"{_number(row['value'])} {row['unit']}".strip() if row["unit"] else _number(row["value"]),
+            "" if math.isnan(row["low"]) else f"{_number(row['low'])} to {_number(row['high'])}",
+            _number(row["margin"], ""),
+            _number(row["control"], ""),
+            row["verdict"],
+        ]
+        rows.append([escape(cell) for cell in cells])
+    return rows
+
+
+def _subject(report: Report) -> str:
+    info = report.info
+    seeds = len(report.runs)
+    many = f"{seeds} seed{'s'[: seeds != 1]}"
+    return f"{visible(info.get('model', 'a model'))} on {visible(report.dataset.name)}, {many}"
+
+
+def _number(value: float, undefined: str = "–") -> str:
+    return undefined if math.isnan(value) else f"{value:.3g}".replace("-", "−")
+
+
+def _markdown(text: str) -> str:
+    return re.sub(r"([\\`*_{}\[\]<>|#~&$])", r"\\\1", text)
+
+
+def _latex(text: str) -> str:
+    return _LATEX_SPECIAL.sub(lambda found: _LATEX[found.group()], text)
