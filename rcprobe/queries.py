@@ -134,6 +134,6 @@ def _answers(
 def token_ids(tokenizer: Any, text: str) -> tuple[int, ...] | None:
     """The tokens of a text without special ones; None where the tokenizer can't read it."""
     try:
-        return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+        return tuple(tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids)
     except Exception:  # noqa: BLE001 - tokenizers raises bare Exception for a token it doesn't know
         return None

@@ -77,7 +77,7 @@ def test_gradients_survive_a_lack_of_memory_with_their_controls(model, monkeypat
     monkeypatch.setattr(gradients, "capture", cramped)
     seen = rcprobe.observe(model, pairs, read={"gradients", "scores", "log_probs"})
     assert max(cramped.sizes) > block
-    assert block <= seen.batch_size < max(cramped.sizes) or seen.batch_size < block
+    assert seen.batch_size < max(cramped.sizes)
     for name in ("inner", "reverse_norm2", "control_inner", "control_norm2"):
         got, want = getattr(seen.gradients, name), getattr(ample.gradients, name)
         scale = (ample.gradients.forward_norm2 * ample.gradients.reverse_norm2).sqrt().nan_to_num().max()

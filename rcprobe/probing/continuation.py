@@ -23,9 +23,10 @@ def greedy_to_the_end(m: LoadedModel, queries: Sequence[Query], batch_size: Batc
     """
     ids = [tuple(m.tokenizer.backend_tokenizer.encode(query.text).ids) for query in queries]
     prompts = [whole[: query.evidence_positions[-1] + 1] for whole, query in zip(ids, queries, strict=True)]
-    asked = dict.fromkeys((prompt, len(whole)) for prompt, whole in zip(prompts, ids, strict=True))
-    written = {prompt: prompt for prompt, _ in asked}
-    ends = {prompt: max(end for other, end in asked if other == prompt) for prompt in written}
+    ends: dict[tuple[int, ...], int] = {}
+    for prompt, whole in zip(prompts, ids, strict=True):
+        ends[prompt] = max(len(whole), ends.get(prompt, 0))
+    written = {prompt: prompt for prompt in ends}
     while growing := [prompt for prompt, so_far in written.items() if len(so_far) < ends[prompt]]:
         growing.sort(key=lambda prompt: len(written[prompt]))
         size = resolve(m, batch_size, max(ends.values()), gradients=False)
