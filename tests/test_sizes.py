@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -47,6 +49,13 @@ def test_the_size_follows_from_free_memory(model, monkeypatch):
     assert fitting(20 * prompt, gradients=False) > 10
     assert fitting(10**15) == 256
     assert resolve(model, 7, 8, gradients=True) == 7
+
+
+@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="only Linux says what is available")
+def test_memory_that_caches_hold_can_be_had():
+    available = next(line for line in Path("/proc/meminfo").read_text().splitlines() if "MemAvailable" in line)
+    found = sizes.free_memory(torch.device("cpu"))
+    assert found == pytest.approx(int(available.split()[1]) * 1024, rel=0.5)
 
 
 def test_a_size_below_one_is_refused(model):

@@ -116,9 +116,8 @@ def gradient_products(
     """Gradient products of supported pairs, and against the controls assigned to them.
 
     Batches hold whole blocks of the assignment, so results don't depend on ``batch_size`` (forward, or reverse,
-    prompts in memory at once). ``layers`` keeps only the parameters of those layers; ``dense`` adds the
-    weights under low-rank adapters. ``reader`` is shown each pass,
-    with ``scores`` in it if asked.
+    prompts in memory at once). ``layers`` keeps only the parameters of those layers; ``dense`` adds the weights
+    under low-rank adapters. ``reader`` is shown each pass, with ``scores`` in it if asked.
     Raises ``UsageError`` where no parameter takes a gradient, ``AdapterError`` for a parameter in no declared group.
     """
     kinds = controls.kinds

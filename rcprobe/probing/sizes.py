@@ -1,7 +1,8 @@
 """How much goes through a model at once: as much as memory holds, less where it runs out."""
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
 from typing import Literal, TypeVar
 
 import torch
@@ -41,13 +42,14 @@ def bytes_a_token(m: LoadedModel, gradients: bool) -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be had on a device."""
+    """Bytes that can still be had on a device; on Linux, what caches hold can be had too."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
         return UNKNOWN
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), UNKNOWN)
 
 
 def worked_through(
@@ -60,7 +62,7 @@ def worked_through(
     """
     start = 0
     while start < len(items):
-        group = _fill(items[start:], size, weight)
+        group = _fill(islice(items, start, None), size, weight)
         try:
             result = work(group)
         except (RuntimeError, MemoryError) as error:
