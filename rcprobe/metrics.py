@@ -25,6 +25,7 @@ class Condition:
 
     ``mean`` and ``effect_size`` (Hedges-corrected d_z) take a column, or a column and its control whose difference
     counts; ``correlation`` takes the two columns it correlates over facts. ``growth`` counts from the first step.
+    What isn't ``judged`` is shown beside, where the metric gives its columns, and has no part in the verdict.
     """
 
     label: str
@@ -33,11 +34,15 @@ class Condition:
     margin: float
     unit: str
     growth: bool = False
+    judged: bool = True
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A named function of an observation; with conditions it is a signature and gets a verdict."""
+    """A named function of an observation; with conditions it is a signature and gets a verdict.
+
+    One ``on_request`` is measured only where it is named.
+    """
 
     name: str
     reads: frozenset[str]
@@ -45,6 +50,12 @@ class Metric:
     function: Callable[["Observation"], "Values | Tensor"]
     conditions: tuple[Condition, ...] = ()
     title: str = ""
+    on_request: bool = False
+
+    @property
+    def differentiates(self) -> bool:
+        """Whether it needs backward passes."""
+        return bool(self.reads & {"gradients", "training_gradients"})
 
     def measure(self, seen: "Observation") -> Columns:
         """The metric's columns: [B] or [B, N, H] in float64, one value a pair, NaN where it is undefined.
@@ -64,7 +75,7 @@ class Metric:
                 raise PluginError(
                     f"metric {self.name!r}: column {name!r} holds an infinite value; use NaN for undefined"
                 )
-        missing = {c for condition in self.conditions for c in condition.columns} - set(columns)
+        missing = {c for condition in self.conditions if condition.judged for c in condition.columns} - set(columns)
         if missing:
             raise PluginError(
                 f"metric {self.name!r}: a condition needs column {sorted(missing)[0]!r}, which it didn't give"
@@ -78,16 +89,18 @@ def metric(
     pairing: Pairing | tuple[Pairing, ...] = "same_target",
     conditions: tuple[Condition, ...] = (),
     title: str = "",
+    on_request: bool = False,
 ) -> Callable[[Callable[["Observation"], "Values | Tensor"]], Metric]:
     """Make a metric of a function that takes an ``Observation`` and returns one value a pair, or named columns.
 
-    ``reads`` says what the engine must measure (``scores``, ``log_probs``, ``gradients``, ``storage``);
-    ``pairing`` what is asked, the first being the one that is judged. Statistics, controls and verdicts are the
-    core's.
+    ``reads`` says what the engine must measure (``scores``, ``span_scores``, ``log_probs``, ``gradients``,
+    ``training_gradients``, ``storage``); ``pairing`` what is asked, the first being the one that is judged. A costly
+    metric may be measured ``on_request`` alone. Statistics, controls and verdicts are the core's.
     """
 
     def decorate(function: Callable[["Observation"], "Values | Tensor"]) -> Metric:
         pairings: tuple[Pairing, ...] = (pairing,) if isinstance(pairing, str) else pairing
-        return Metric(function.__name__, frozenset(reads), pairings, function, conditions, title or function.__name__)
+        name = function.__name__
+        return Metric(name, frozenset(reads), pairings, function, conditions, title or name, on_request)
 
     return decorate

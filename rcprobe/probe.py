@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 
-from rcprobe.errors import PluginError
+from rcprobe.errors import PluginError, UsageError
 from rcprobe.facts import Dataset, Fact, Pairing, QueryPair
 from rcprobe.loaded import LoadedModel
 from rcprobe.measured import Measured, PairTable, Step
@@ -16,6 +16,8 @@ from rcprobe.probing.engine import Observation, observe
 from rcprobe.probing.sizes import BatchSize, resolve
 from rcprobe.progress import Passes, Progress
 from rcprobe.queries import encode
+from rcprobe.report import Report, SeedRun
+from rcprobe.summary import summarise
 
 
 @dataclass(frozen=True)
@@ -32,9 +34,9 @@ class Ask:
 class Probe:
     """Facts put to a model, once a ``step``; ``report`` judges what was seen.
 
-    ``metrics`` are names or ``Metric`` objects; None takes every registered one. Gradients are read for one
-    template pair a fact and distance (the middle one), everything else for all pairs. ``progress`` hears of forward
-    passes, done and expected.
+    ``metrics`` are names or ``Metric`` objects; None takes every registered one that isn't only on request. Gradients
+    are read for one template pair a fact and distance (the middle one), everything else for all pairs. ``progress``
+    hears of forward passes, done and expected.
     """
 
     def __init__(
@@ -60,7 +62,7 @@ class Probe:
     def _asks(self, pairing: Pairing, pairs: list[QueryPair]) -> "list[Ask]":
         """One pass for everything where gradients are read of every pair, one more for theirs where of fewer."""
         mine = [metric for metric in self.metrics if pairing in metric.pairings]
-        deep = [metric for metric in mine if "gradients" in metric.reads]
+        deep = [metric for metric in mine if metric.differentiates]
         few = one_per_distance(pairs)
         if not deep or len(few) == len(pairs):
             return [Ask(pairing, pairs, PairTable.of(pairs), mine, True)]
@@ -77,6 +79,13 @@ class Probe:
         self.steps.append(found)
         registry().notify("step_finished", step=found)
         return found
+
+    def report(self) -> Report:
+        """Judge the steps so far as one seed's run. Raises ``UsageError`` before the first step."""
+        if not self.steps:
+            raise UsageError("this probe has measured nothing yet; call step first")
+        run = SeedRun(self.seed, tuple(self.steps), None, self.m.fingerprint(), self.batch_used)
+        return summarise(self.m, self.dataset, self.metrics, [run], train=None)
 
     def measure(self, step: int, loss: float | None = None) -> Step:
         """Measure every metric now, and neither keep it nor tell anybody."""
@@ -131,7 +140,7 @@ class Probe:
         """How many prompts one pass of an ask would take now."""
         queries = [query for pair in ask.pairs for query in (pair.forward, pair.reverse)]
         length = max((len(query.input_ids) for query in queries), default=0)
-        gradients = any("gradients" in metric.reads for metric in ask.metrics)
+        gradients = any(metric.differentiates for metric in ask.metrics)
         return resolve(self.m, self.batch_size, max(length, 1), gradients=gradients)
 
     def settle(self) -> int:
@@ -150,9 +159,9 @@ class Probe:
 
 
 def resolve_metrics(metrics: Sequence[str | Metric] | None) -> list[Metric]:
-    """Names → metrics, every registered one for None. Raises ``UnknownNameError``."""
+    """Names → metrics; for None every registered one but those on request. Raises ``UnknownNameError``."""
     if metrics is None:
-        return registered_metrics()
+        return [metric for metric in registered_metrics() if not metric.on_request]
     return [registry().checked("metrics", metric, Metric) if isinstance(metric, str) else metric for metric in metrics]
 
 

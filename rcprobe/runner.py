@@ -10,7 +10,7 @@ from rcprobe.errors import TrainingError, UsageError
 from rcprobe.facts import Dataset, Direction, Fact, Query
 from rcprobe.loaded import LoadedModel
 from rcprobe.loading import load
-from rcprobe.manifest import config_of, describe, make_manifest
+from rcprobe.manifest import config_of, make_manifest
 from rcprobe.metrics import Metric
 from rcprobe.model_files import load_model, save_model
 from rcprobe.plugins import registry
@@ -18,9 +18,10 @@ from rcprobe.probe import Probe, resolve_metrics
 from rcprobe.probing.sizes import BatchSize
 from rcprobe.probing.verify import verify_shift
 from rcprobe.progress import Display
-from rcprobe.report import Report, SeedRun, build, load_report, save_report
+from rcprobe.report import Report, SeedRun, load_report, save_report
 from rcprobe.seed_folder import SeedFolder
 from rcprobe.store import RunFolder, open_run
+from rcprobe.summary import summarise
 from rcprobe.training import Checkpoint, TrainConfig
 from rcprobe.training import train as train_model
 
@@ -196,28 +197,6 @@ def _queries(probe: Probe, direction: Direction) -> list[Query]:
 def _kept_seed(seed: int, kept: SeedFolder) -> SeedRun:
     result = kept.result()
     return SeedRun(seed, result.steps, result.failure, result.fingerprint, result.batch_size)
-
-
-def summarise(
-    m: LoadedModel,
-    dataset: Dataset,
-    metrics: Sequence[Metric],
-    runs: Sequence[SeedRun],
-    *,
-    train: TrainConfig | None,
-) -> Report:
-    """Judge seeds that were run, wherever they ran."""
-    groups = next(iter(dataset.readings.values()), ())
-    size = min((run.batch_size for run in runs), default=0)
-    chance = 1 / (min(len(group) for group in groups) if groups else m.vocabulary)
-    return build(
-        dataset,
-        metrics,
-        runs,
-        chance=chance,
-        identities=m.adapter.identities(m.model),
-        info=describe(m, dataset, metrics, [run.seed for run in runs], train, size),
-    )
 
 
 def load_dataset(name: str, options: Mapping[str, Any] | None = None) -> Dataset:

@@ -72,6 +72,8 @@ def find(metric: Metric, last: Sequence[Measured], first: Sequence[Measured], re
     same_step = all(a.step == b.step for a, b in zip(last, first, strict=True))
     found = []
     for condition in metric.conditions:
+        if not condition.judged and any(set(condition.columns) - set(m.columns) for m in (*last, *first)):
+            continue
         if condition.growth and same_step:
             found.append(_undefined(condition, replicate))
         elif condition.statistic == "correlation":
@@ -108,12 +110,13 @@ def judge_all(
 
 def _worst_p(findings: Sequence[Finding]) -> float:
     """All conditions must hold, so the largest p counts; NaN where one is undefined."""
-    values = [finding.estimate.p for finding in findings]
+    values = [finding.estimate.p for finding in findings if finding.condition.judged]
     return math.nan if not values or any(math.isnan(p) for p in values) else max(values)
 
 
 def _verdict(findings: Sequence[Finding], adjusted_p: float, replicate: str) -> tuple[Verdict, str]:
     minimum = MINIMUM[replicate]
+    findings = [finding for finding in findings if finding.condition.judged]
     few = min(f.estimate.n for f in findings)
     if any(f.undefined_pairs > UNDEFINED_SHARE for f in findings):
         return "undefined", f"over {UNDEFINED_SHARE:.0%} of the pairs have no value"

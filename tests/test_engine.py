@@ -617,7 +617,7 @@ def test_capture_equals_its_twin(name, scores):
             continue
         assert torch.equal(getattr(traced, field.name), getattr(hooked, field.name)), field.name
     layers, heads = m.config.num_hidden_layers, m.config.num_attention_heads
-    assert traced.scores.shape == ((len(batch.row), layers, heads) if scores else (len(batch.row), 0, 0))
+    assert traced.scores.shape == ((len(batch.rows), layers, heads, 1, 1) if scores else (len(batch.rows), 0, 0, 1, 1))
 
 
 @EVERY
@@ -714,7 +714,9 @@ def test_what_was_not_asked_for_is_none():
 
 def test_an_unknown_reading_or_no_pairs():
     m = loaded("radd rope")
-    with pytest.raises(DataError, match="'colours' is none of gradients, log_probs, scores, storage"):
+    with pytest.raises(
+        DataError, match="'colours' is none of gradients, log_probs, scores, span_scores, storage, training_gradients"
+    ):
         observe(m, pairs_of(m), read={"scores", "colours"})
     with pytest.raises(DataError, match="no pairs"):
         observe(m, [])

@@ -179,7 +179,7 @@ def test_chance_is_that_of_the_first_reading(monkeypatch):
         seen["chance"] = chance
         return build(*args, chance=chance, **others)
 
-    monkeypatch.setattr("rcprobe.runner.build", spy)
+    monkeypatch.setattr("rcprobe.summary.build", spy)
     rcprobe.run(rcprobe.load("radd", options=OPTIONS), SMALL, metrics=["accuracy"], limit=2)
     assert seen["chance"] == pytest.approx(1 / 52)
     plain = Dataset("plain", SMALL.facts[:2])

@@ -27,8 +27,8 @@ class Cramped:
         self.capture, self.most, self.error, self.sizes = capture, most, error, []
 
     def __call__(self, m, batch, **asked):
-        self.sizes.append(len(batch.row))
-        if len(batch.row) > self.most:
+        self.sizes.append(len(batch.rows))
+        if len(batch.rows) > self.most:
             raise self.error
         return self.capture(m, batch, **asked)
 

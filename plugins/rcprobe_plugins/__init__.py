@@ -39,13 +39,15 @@ def register_datasets(register: Register) -> None:
 
 @hookimpl
 def register_metrics(register: Register) -> None:
-    """The three signatures, the outcome, and accuracy."""
+    """The three signatures, the outcome, accuracy, and on request what stands beside them."""
     for name in (
         "storage",
         "attention_correlation",
         "gradient_alignment",
         "reverse_probability",
         "accuracy",
+        "span_correlation",
+        "training_alignment",
     ):
         register(name, f"rcprobe_plugins.metrics.{name}:{name}")
 

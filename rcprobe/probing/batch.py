@@ -12,11 +12,24 @@ from rcprobe.loaded import LoadedModel
 
 
 @dataclass(frozen=True)
+class Cells:
+    """What the score rows and evidence tokens after the anchors are.
+
+    ``slot``: the second row is the target's own place, where a shifted model predicts from the row before it.
+    ``spans``: which cells join a row that predicts the target with a token of the evidence, where all are read.
+    """
+
+    slot: bool = False
+    spans: Bool[Tensor, "B R E"] | None = None
+
+
+@dataclass(frozen=True)
 class Batch:
     """B prompts, padded right to L tokens and to T target tokens.
 
-    ``row`` and ``evidence`` are the anchors of the attention score; ``rows`` the positions whose logits predict
-    ``targets``, valid where ``counts`` says so.
+    ``rows`` are the positions whose logits predict ``targets``, valid where ``counts`` says so. Scores are read at
+    every cell of ``score_rows`` × ``evidence``; of each the first is the anchor, and the others are what ``cells``
+    says of them.
     """
 
     input_ids: Int[Tensor, "B L"]
@@ -24,24 +37,38 @@ class Batch:
     rows: Int[Tensor, "B T"]
     targets: Int[Tensor, "B T"]
     counts: Bool[Tensor, "B T"]
-    row: Int[Tensor, " B"]
-    evidence: Int[Tensor, " B"]
+    score_rows: Int[Tensor, "B R"]
+    evidence: Int[Tensor, "B E"]
+    cells: Cells = Cells()
 
 
-def collate(m: LoadedModel, queries: Sequence[Query]) -> Batch:
-    """Pad queries right and move them to the model's device."""
+def collate(m: LoadedModel, queries: Sequence[Query], *, spans: bool = False) -> Batch:
+    """Pad queries right and move them to the model's device; ``spans`` asks for scores of whole spans too."""
     device = m.device
     lengths = torch.tensor([len(query.input_ids) for query in queries])
     asked = torch.tensor([len(query.rows) for query in queries])
+    slot = m.adapter.objective == "masked" and m.adapter.shift > 0
+    slots = [(query.row + m.adapter.shift,) if slot else () for query in queries]
+    evidence = [query.evidence_positions if spans else query.evidence_positions[:1] for query in queries]
+    rows = [(q.row, *s, *(q.rows[1:] if spans else ())) for q, s in zip(queries, slots, strict=True)]
+    cells = Cells(slot, _span_cells(rows, evidence, slot).to(device) if spans else None)
     return Batch(
         input_ids=_padded([query.input_ids for query in queries], m.pad_id).to(device),
         attention_mask=(torch.arange(int(lengths.max())) < lengths[:, None]).long().to(device),
         rows=_padded([query.rows for query in queries]).to(device),
         targets=_padded([query.target_ids for query in queries]).to(device),
         counts=(torch.arange(int(asked.max())) < asked[:, None]).to(device),
-        row=torch.tensor([query.row for query in queries], device=device),
-        evidence=torch.tensor([query.evidence_positions[0] for query in queries], device=device),
+        score_rows=_padded(rows).to(device),
+        evidence=_padded(evidence).to(device),
+        cells=cells,
     )
+
+
+def _span_cells(rows: Sequence[Sequence[int]], evidence: Sequence[Sequence[int]], slot: bool) -> Bool[Tensor, "B R E"]:
+    of_target = _padded([[1] * len(row) for row in rows]).bool()
+    if slot:
+        of_target[:, 1] = False
+    return of_target[:, :, None] & _padded([[1] * len(tokens) for tokens in evidence]).bool()[:, None, :]
 
 
 def relabelled(batch: Batch, queries: Sequence[Query]) -> Batch:

@@ -72,8 +72,8 @@ def capture(
     calls = {path: _visits(cache, envoy.path) for path, envoy in zip(taps, tapped, strict=True)} if taps else {}
     if isinstance(watch, AttentionWatch):
         cells = _chosen(watch.cells, layers)
-    found = answered if logits else torch.empty(len(batch.row), 0, 0)
-    return Captured(logits=found, calls=calls, **stack(cells, len(batch.row)))
+    found = answered if logits else torch.empty(len(batch.rows), 0, 0)
+    return Captured(logits=found, calls=calls, **stack(cells, len(batch.rows)))
 
 
 def capture_gradient(m: LoadedModel, batch: Batch, parameters: Sequence[nn.Parameter]) -> list[Tensor | None]:

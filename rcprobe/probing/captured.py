@@ -32,25 +32,28 @@ class Call:
 
 @dataclass(frozen=True)
 class Captured:
-    """Readings of B prompts. N counts the layers with softmax attention; no scores were asked where it is 0."""
+    """Readings of B prompts, scores at R query rows by E evidence tokens, the first of each the anchor.
+
+    N counts the layers with softmax attention; no scores were asked where it is 0.
+    """
 
     logits: Float[Tensor, "B T V"]
-    scores: Float[Tensor, "B N H"]
-    log_weights: Float[Tensor, "B N H"]
-    attendable: Bool[Tensor, "B N H"]
+    scores: Float[Tensor, "B N H R E"]
+    log_weights: Float[Tensor, "B N H R E"]
+    attendable: Bool[Tensor, "B N H R E"]
     calls: Mapping[str, Sequence[Call]] = field(default_factory=dict)
 
 
 def read_call(args: Sequence[Any], kwargs: Mapping[str, Any], batch: Batch) -> CellScores:
     """The batch's cells in one attention call, cut loose from the graph."""
     with torch.no_grad():
-        return cell_scores(attention_call(args, kwargs), batch.row, batch.evidence)
+        return cell_scores(attention_call(args, kwargs), batch.score_rows, batch.evidence)
 
 
 def stack(cells: Sequence[CellScores], prompts: int) -> dict[str, Any]:
     """Layers' readings as the fields of ``Captured``."""
     if not cells:
-        empty = torch.empty(prompts, 0, 0)
+        empty = torch.empty(prompts, 0, 0, 1, 1)
         return {"scores": empty, "log_weights": empty, "attendable": empty.bool()}
     return {
         "scores": torch.stack([cell.score for cell in cells], dim=1),
@@ -61,7 +64,7 @@ def stack(cells: Sequence[CellScores], prompts: int) -> dict[str, Any]:
 
 def target_rows(values: Float[Tensor, "B L X"], batch: Batch) -> Float[Tensor, "B T X"]:
     """Hidden states or logits at the rows that predict the targets."""
-    return values[torch.arange(len(batch.row), device=batch.row.device)[:, None], batch.rows]
+    return values[torch.arange(len(batch.rows), device=batch.rows.device)[:, None], batch.rows]
 
 
 def log_softmax(m: LoadedModel, logits: Float[Tensor, "B T V"]) -> Float[Tensor, "B T V"]:
@@ -87,7 +90,7 @@ def model_inputs(model: nn.Module, batch: Batch, expand_positions: bool = False)
         inputs["use_cache"] = False
     if expand_positions:
         length = batch.input_ids.shape[1]
-        inputs["position_ids"] = torch.arange(length, device=batch.row.device).expand_as(batch.input_ids).contiguous()
+        inputs["position_ids"] = torch.arange(length, device=batch.rows.device).expand_as(batch.input_ids).contiguous()
     return inputs
 
 

@@ -1,7 +1,7 @@
 """``observe``: everything that was asked about query pairs, as plain tensors."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,14 +15,16 @@ from rcprobe.probing.answers import FULL, Reading, judge_answers, mean_log_prob,
 from rcprobe.probing.batch import Batch, collate
 from rcprobe.probing.capture import capture
 from rcprobe.probing.captured import Captured
+from rcprobe.probing.cells import CellReading, cell_readings
 from rcprobe.probing.continuation import greedy_to_the_end
-from rcprobe.probing.gradients import GradientProducts, Reader, gradient_products
+from rcprobe.probing.gradients import GradientProducts, Reader, Scores, gradient_products
 from rcprobe.probing.parameters import Which
 from rcprobe.probing.sizes import BatchSize, resolve, worked_through
 from rcprobe.probing.storage import storage
+from rcprobe.probing.training_gradients import training_cosine
 from rcprobe.queries import with_target
 
-READS = frozenset({"scores", "log_probs", "gradients", "storage"})
+READS = frozenset({"scores", "span_scores", "log_probs", "gradients", "training_gradients", "storage"})
 ALTERNATIVES = 8  # other targets a causal model is asked for, each at the price of a prompt
 
 
@@ -37,12 +39,15 @@ class Observation:
         pairs: the pairs, in the order asked.
         excluded: pair index → why it carries no numbers (unsupported, or non-finite and where).
         scores, log_weights, attendable: at (query row, evidence), anchors the first tokens.
+        other_cells: the same three elsewhere: ``slot`` (of shifted models), and ``mean``, ``max``, ``last`` over the
+            tokens of target and evidence (``span_scores``).
         log_probs: Σ over target tokens of log p, full vocabulary.
         readings: reading → (log p, right or wrong as 1 or 0), the full vocabulary among them.
         continued: 1 where a causal model, writing on greedily from the evidence, gives the target, else 0.
         alternatives: mean log p of other trained targets at the reverse query.
         saturated: p(target) so near 1 that its gradient is rounding noise.
         gradients: inner products of gradients, with controls.
+        training_cosine: cos(g_train, g←), g_train the gradient of the training objective on the forward statement.
         storage, storage_mismatched: W̃[a, b], and its mean over other facts' a.
         batch_size: how many prompts went through at once, at the least.
     """
@@ -52,12 +57,14 @@ class Observation:
     scores: Float[Tensor, "B 2 N H"] | None = None
     log_weights: Float[Tensor, "B 2 N H"] | None = None
     attendable: Bool[Tensor, "B 2 N H"] | None = None
+    other_cells: Mapping[str, CellReading] = field(default_factory=dict)
     log_probs: Float[Tensor, "B 2"] | None = None
     readings: Mapping[str, tuple[Float[Tensor, "B 2"], Float[Tensor, "B 2"]]] | None = None
     continued: Float[Tensor, "B 2"] | None = None
     alternatives: Float[Tensor, " B"] | None = None
     saturated: Bool[Tensor, "B 2"] | None = None
     gradients: GradientProducts | None = None
+    training_cosine: Float[Tensor, " B"] | None = None
     storage: Float[Tensor, "B N H"] | None = None
     storage_mismatched: Float[Tensor, "B N H"] | None = None
     batch_size: int = 0
@@ -94,7 +101,8 @@ def observe(
     seen = Observation(tuple(pairs), {i: p.unsupported for i, p in enumerate(pairs) if p.unsupported})
     asked = [i for i, pair in enumerate(pairs) if pair.unsupported is None]
     kinds = readings(m, candidates or {}) if "log_probs" in read else []
-    answers = _Answers(m, seen.pairs, asked, kinds, "scores" in read, layers)
+    scores: Scores = "spans" if "span_scores" in read else "anchors" if "scores" in read else None
+    answers = _Answers(m, seen.pairs, asked, kinds, scores, layers)
     if "gradients" in read:
 
         def products(indices: Sequence[int], reader: Reader | None) -> GradientProducts:
@@ -121,6 +129,8 @@ def observe(
         seen = replace(answers.put(seen, heads), batch_size=size)
     if continued and kinds and m.adapter.objective == "causal" and asked:
         seen = _continued(m, seen, asked, batch_size)
+    if "training_gradients" in read:
+        seen = _training_cosine(m, seen, parameters, batch_size)
     if "storage" in read:
         seen = _storage_readings(m, seen)
     return seen
@@ -134,6 +144,13 @@ def _continued(m: LoadedModel, seen: Observation, asked: Sequence[int], batch_si
     return replace(seen, continued=right)
 
 
+def _training_cosine(m: LoadedModel, seen: Observation, parameters: Which, batch_size: BatchSize) -> Observation:
+    sound = [i for i in range(len(seen.pairs)) if i not in seen.excluded]
+    cosine = torch.full((len(seen.pairs),), torch.nan, dtype=torch.float64)
+    cosine[sound] = training_cosine(m, [seen.pairs[i] for i in sound], parameters=parameters, batch_size=batch_size)
+    return replace(seen, training_cosine=cosine)
+
+
 class _Answers:
     """Scores and probabilities of queries, gathered batch by batch, whichever pass runs them."""
 
@@ -143,14 +160,15 @@ class _Answers:
         pairs: Sequence[QueryPair],
         asked: Sequence[int],
         kinds: Sequence[Reading],
-        scores: bool,
+        scores: Scores,
         layers: Sequence[int] | None,
     ) -> None:
         self.m, self.pairs, self.asked, self.kinds, self.scores, self.layers = m, pairs, asked, kinds, scores, layers
-        self.wanted = scores or bool(kinds)
+        self.wanted = bool(scores or kinds)
         others = other_targets(pairs) if kinds else ()
         self.alternatives = {pairs[i].reverse: others[i] for i in asked} if kinds else {}
         self.columns: dict[str, list[Tensor]] = {}
+        self.cells: dict[str, list[CellReading]] = {}
         self.row: dict[Query, int] = {}
 
     def read_all(self, batch_size: BatchSize) -> int:
@@ -164,22 +182,19 @@ class _Answers:
         return size
 
     def _run(self, queries: list[Query]) -> None:
-        batch = collate(self.m, queries)
-        logits = bool(self.kinds)
-        self.take(queries, batch, capture(self.m, batch, scores=self.scores, layers=self.layers, logits=logits))
+        batch = collate(self.m, queries, spans=self.scores == "spans")
+        logits, scores = bool(self.kinds), self.scores is not None
+        self.take(queries, batch, capture(self.m, batch, scores=scores, layers=self.layers, logits=logits))
 
     def take(self, queries: Sequence[Query], batch: Batch, captured: Captured) -> None:
         """Keep what a pass over the queries showed."""
-        found = {}
         if self.scores:
-            found = {"scores": captured.scores.double(), "log_weights": captured.log_weights.double()}
-            found["attendable"] = captured.attendable
+            for name, cells in cell_readings(batch, captured).items():
+                self.cells.setdefault(name, []).append(cells.map(Tensor.cpu))
         if self.kinds:
-            found |= self._judged(queries, batch, captured.logits.detach())
-        for name, values in found.items():
-            self.columns.setdefault(name, []).append(values.cpu())
-        first = sum(len(values) for values in next(iter(self.columns.values()))) - len(queries)
-        self.row.update({query: first + k for k, query in enumerate(queries)})
+            for name, values in self._judged(queries, batch, captured.logits.detach()).items():
+                self.columns.setdefault(name, []).append(values.cpu())
+        self.row.update({query: len(self.row) + k for k, query in enumerate(queries)})
 
     def _judged(self, queries: Sequence[Query], batch: Batch, logits: Tensor) -> dict[str, Tensor]:
         m = self.m
@@ -204,7 +219,7 @@ class _Answers:
         if not self.wanted:
             return seen
         if not self.asked:
-            return _no_readings(seen, self.scores, self.kinds)
+            return _no_readings(seen, self.scores is not None, self.kinds)
         columns = {name: torch.cat(values) for name, values in self.columns.items()}
         rows = torch.tensor([[self.row[seen.pairs[i].forward], self.row[seen.pairs[i].reverse]] for i in self.asked])
 
@@ -224,12 +239,22 @@ class _Answers:
                 saturated=log_probs.exp() > 1 - (1e-3 if self.m.dtype.itemsize < 4 else 1e-6),
             )
         if self.scores:
-            at = _heads(heads, columns["scores"].shape[2])
+            at = _heads(heads, self.cells["anchor"][0].scores.shape[2])
+            cells = {
+                name: CellReading(
+                    spread(torch.cat([part.scores for part in parts]).double())[..., at],
+                    spread(torch.cat([part.log_weights for part in parts]).double())[..., at],
+                    spread(torch.cat([part.attendable for part in parts]), False)[..., at],
+                )
+                for name, parts in self.cells.items()
+            }
+            anchor = cells.pop("anchor")
             seen = replace(
                 seen,
-                scores=spread(columns["scores"])[..., at],
-                log_weights=spread(columns["log_weights"])[..., at],
-                attendable=spread(columns["attendable"], False)[..., at],
+                scores=anchor.scores,
+                log_weights=anchor.log_weights,
+                attendable=anchor.attendable,
+                other_cells=cells,
             )
         return _mark_non_finite(seen)
 
@@ -292,6 +317,14 @@ def _mark_non_finite(seen: Observation) -> Observation:
         readings=None if seen.readings is None else {name: both(reading) for name, reading in seen.readings.items()},
         scores=blank(seen.scores),
         log_weights=blank(seen.log_weights),
+        other_cells={
+            name: replace(
+                cells,
+                scores=cells.scores.index_fill(0, rows, torch.nan),
+                log_weights=cells.log_weights.index_fill(0, rows, torch.nan),
+            )
+            for name, cells in seen.other_cells.items()
+        },
     )
 
 

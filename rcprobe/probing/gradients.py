@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -98,6 +99,7 @@ class GradientProducts:
         return cosines.nanmean(dim=1)
 
 
+Scores = Literal["anchors", "spans"] | None  # which cells a pass also reads
 Reader = Callable[[Sequence[Query], Batch, Captured], None]  # is shown what a pass over the queries showed
 
 
@@ -111,13 +113,14 @@ def gradient_products(
     layers: Sequence[int] | None = None,
     dense: bool = True,
     reader: Reader | None = None,
-    scores: bool = False,
+    scores: Scores = None,
 ) -> GradientProducts:
     """Gradient products of supported pairs, and against the controls assigned to them.
 
     Batches hold whole blocks of the assignment, so results don't depend on ``batch_size`` (forward, or reverse,
     prompts in memory at once). ``layers`` keeps only the parameters of those layers; ``dense`` adds the weights
-    under low-rank adapters. ``reader`` is shown each pass, with ``scores`` in it if asked.
+    under low-rank adapters. ``reader`` is shown each pass, with
+    ``scores`` in it if asked.
     Raises ``UsageError`` where no parameter takes a gradient, ``AdapterError`` for a parameter in no declared group.
     """
     kinds = controls.kinds
@@ -138,8 +141,8 @@ def gradient_products(
 
         def work(blocks: list[tuple[int, ...]]) -> None:
             indices = [i for block in blocks for i in block]
-            batch = _Batch(m, [pairs[i] for i in indices], plan, [*named, *under], parts, layers, reader, scores)
-            table[indices] = batch.table(controls.within(indices))
+            both = PairFactors(m, [pairs[i] for i in indices], plan, [*named, *under], parts, layers, reader, scores)
+            table[indices] = both.table(controls.within(indices))
 
         for _, _, used in worked_through(controls.blocks, size, len, work):
             size = used
@@ -163,7 +166,7 @@ def _nothing(parts: tuple[Part, ...], controls: Assignment, left_out: Mapping[st
     return GradientProducts(parts, flat, flat, flat, controls.kinds, controls.partner, cube, cube, {}, left_out, 0)
 
 
-class _Batch:
+class PairFactors:
     """One batch of pairs: factors of forward, reverse and relabelled reverse queries, and their products."""
 
     def __init__(
@@ -175,7 +178,7 @@ class _Batch:
         parts: Sequence[Part],
         layers: Sequence[int] | None,
         reader: Reader | None,
-        scores: bool,
+        scores: Scores,
     ) -> None:
         self.m, self.pairs, self.plan, self.named, self.parts = m, pairs, plan, named, parts
         self.layers, self.reader, self.scores = layers, reader, scores
@@ -196,7 +199,7 @@ class _Batch:
             # a relabelled prompt serves two pairs: its own (another target), and the one whose target it was given
             against = own if kind == "other_fact" else other[k // 2]
             wanted.append((forward, against, None if kind == "other_target" else index))
-        found = self._inner(wanted)
+        found = self.inner(wanted)
         columns = [found[:, 0], found[:, 1], found[:, norms]]
         for k, kind in enumerate(controls.kinds):
             norm2 = found[:, norms if kind == "other_fact" else norms + 1 + k // 2]
@@ -218,16 +221,22 @@ class _Batch:
     def _factors(self, queries: list[Query], rounds: list[list[Query]]) -> list[Factors]:
         """Factors of queries, and of the same prompts with other labels: a backward pass each over one forward pass."""
         if all(a.input_ids == b.input_ids for r in rounds for a, b in zip(queries, r, strict=True)):
-            return self._trace(queries, rounds, self.reader)
+            return self.traced(queries, rounds, self.reader)
         # a causal model reads the labels it is forced through
-        return self._trace(queries, [], self.reader) + [self._trace(each, [], None)[0] for each in rounds]
+        return self.traced(queries, [], self.reader) + [self.traced(each, [], None)[0] for each in rounds]
 
-    def _trace(self, queries: list[Query], rounds: list[list[Query]], reader: Reader | None) -> list[Factors]:
+    def traced(self, queries: list[Query], rounds: list[list[Query]], reader: Reader | None) -> list[Factors]:
+        """Factors of queries, and of each round's labels on the same prompts, from one forward pass."""
         m, plan, inputs = self.m, self.plan, Inputs(len(queries))
-        batch = collate(m, queries)
-        scores = self.scores and reader is not None
+        scores = self.scores if reader is not None else None
+        batch = collate(m, queries, spans=scores == "spans")
         captured = capture(
-            m, batch, scores=scores, taps=plan.taps, expand_positions=plan.expand_positions, layers=self.layers
+            m,
+            batch,
+            scores=scores is not None,
+            taps=plan.taps,
+            expand_positions=plan.expand_positions,
+            layers=self.layers,
         )
         if reader is not None:
             reader(queries, batch, captured)
@@ -248,16 +257,20 @@ class _Batch:
             formed = [query_gradients(self.m, query, [p for _, p in rest]) for query in queries]
             lifted = [torch.stack([g[i] * s for g, s in zip(formed, lift, strict=True)]) for i in range(len(rest))]
             factors |= {name: Formed(values) for (name, _), values in zip(rest, lifted, strict=True)}
+        return self.cut(factors, len(queries))
+
+    def cut(self, factors: dict[str, Factor], n: int) -> list[Factor]:
+        """One factor a part, of n queries' gradients by parameter; a parameter they don't reach gets zeros."""
         pieces: dict[str, list[Factor]] = {}
         whole = {part.parameter: part.count for part in self.parts}
         for name, parameter in self.named:
             unknown = torch.nan if self.plan.rules[name] == UNREAD else 0.0
-            factor = factors.get(name, Formed(torch.full((len(queries), 1), unknown, device=parameter.device)))
+            factor = factors.get(name, Formed(torch.full((n, 1), unknown, device=parameter.device)))
             cut = split(factor, whole[name], self.plan.output_axis(name))
             pieces[name] = [shrink(piece, self.length) for piece in cut]
         return [pieces[part.parameter][part.index] for part in self.parts]
 
-    def _inner(self, wanted: Sequence[Columns]) -> Float[Tensor, "n C P"]:
+    def inner(self, wanted: Sequence[Columns]) -> Float[Tensor, "n C P"]:
         """⟨x, y⟩ for each wanted column and part."""
         found, grams, sides = [], Grams(), set[int]()
         for p in range(len(self.parts)):

@@ -1,7 +1,7 @@
 """Attention scores of selected cells, from the queries and keys of one attention call.
 
-Shapes: B prompts, H heads, K key/value heads, L length, D head width. Scores are those the model uses: after the
-positional encoding, scaled, with bias and soft cap, before the softmax.
+Shapes: B prompts, H heads, K key/value heads, L length, D head width, R query rows, E evidence tokens. Scores are
+those the model uses: after the positional encoding, scaled, with bias and soft cap, before the softmax.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,15 +32,15 @@ class AttentionCall:
 
 @dataclass(frozen=True)
 class CellScores:
-    """One layer's reading at the cell (query row, evidence) of each prompt.
+    """One layer's readings at the cells (query row, evidence) of each prompt, R rows by E evidence tokens.
 
     ``log_weight`` is the score minus the row's logsumexp: the log attention weight. ``attendable`` is false where
     the model's mask forbids the cell; the score still exists there, the weight is zero.
     """
 
-    score: Float[Tensor, "B H"]
-    log_weight: Float[Tensor, "B H"]
-    attendable: Bool[Tensor, "B H"]
+    score: Float[Tensor, "B H R E"]
+    log_weight: Float[Tensor, "B H R E"]
+    attendable: Bool[Tensor, "B H R E"]
 
 
 def attention_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> AttentionCall:
@@ -86,65 +86,67 @@ def sdpa_call(
     return AttentionCall(query=query, key=key, mask=mask, scaling=scaling, causal=is_causal)
 
 
-def softmax_cells(scores: Float[Tensor, "B H L L"], row: Int[Tensor, " B"], evidence: Int[Tensor, " B"]) -> CellScores:
+def softmax_cells(
+    scores: Float[Tensor, "B H L L"], rows: Int[Tensor, "B R"], evidence: Int[Tensor, "B E"]
+) -> CellScores:
     """The cells of scores on their way into a softmax, less the mean over the keys that their row may attend to.
 
     Some models add a constant that depends on how far the batch was padded (MPT), which the softmax doesn't see.
     The mask was added before, so a forbidden cell's score is gone: it gets the lowest of its row.
     """
-    prompts = torch.arange(len(row), device=row.device)
-    rows = scores[prompts, :, row]
-    allowed = rows > torch.finfo(scores.dtype).min / 2
-    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-    rows = rows - (rows.masked_fill(~allowed, 0.0).sum(dim=-1) / allowed.sum(dim=-1))[..., None]
-    lowest = rows.masked_fill(~allowed, torch.inf).amin(dim=-1)
-    attendable = allowed[prompts, :, evidence]
-    cell = rows[prompts, :, evidence].where(attendable, lowest)
-    log_weight = cell - rows.masked_fill(~allowed, -torch.inf).logsumexp(dim=-1)
+    found = _rows_of(scores, rows)
+    allowed = found > torch.finfo(scores.dtype).min / 2
+    found = found.to(torch.promote_types(found.dtype, torch.float32))
+    found = found - (found.masked_fill(~allowed, 0.0).sum(dim=-1) / allowed.sum(dim=-1))[..., None]
+    lowest = found.masked_fill(~allowed, torch.inf).amin(dim=-1, keepdim=True)
+    attendable = _at(allowed, evidence)
+    cell = _at(found, evidence).where(attendable, lowest)
+    log_weight = cell - found.masked_fill(~allowed, -torch.inf).logsumexp(dim=-1, keepdim=True)
     return CellScores(cell, log_weight.masked_fill(~attendable, -torch.inf), attendable)
 
 
-def cell_scores(call: AttentionCall, row: Int[Tensor, " B"], evidence: Int[Tensor, " B"]) -> CellScores:
-    """Score and log weight of the cell (row, evidence) of each prompt; half precision is raised to float32."""
-    prompts = torch.arange(len(row), device=row.device)
-    scores = _row_scores(call, prompts, row)
-    allowed, scores = _allowed(call, scores, prompts, row)
-    cell = scores[prompts, :, evidence]
+def cell_scores(call: AttentionCall, rows: Int[Tensor, "B R"], evidence: Int[Tensor, "B E"]) -> CellScores:
+    """Scores and log weights of the cells (row, evidence) of each prompt; half precision is raised to float32."""
+    allowed, scores = _allowed(call, _row_scores(call, rows), rows)
     reachable = scores.masked_fill(~allowed, -torch.inf)
     if call.sinks is not None:
-        sinks = call.sinks.to(scores.dtype).reshape(1, -1, 1).expand(len(row), -1, 1)
+        sinks = call.sinks.to(scores.dtype).reshape(1, -1, 1, 1).expand(*scores.shape[:3], 1)
         reachable = torch.cat([reachable, sinks], dim=-1)
-    attendable = allowed[prompts, :, evidence]
-    log_weight = (cell - reachable.logsumexp(dim=-1)).masked_fill(~attendable, -torch.inf)
-    return CellScores(cell, log_weight, attendable)
+    cell, attendable = _at(scores, evidence), _at(allowed, evidence)
+    log_weight = cell - reachable.logsumexp(dim=-1, keepdim=True)
+    return CellScores(cell, log_weight.masked_fill(~attendable, -torch.inf), attendable)
 
 
-def _row_scores(call: AttentionCall, prompts: Tensor, row: Tensor) -> Float[Tensor, "B H L"]:
+def _row_scores(call: AttentionCall, rows: Int[Tensor, "B R"]) -> Float[Tensor, "B H R L"]:
     dtype = torch.promote_types(call.query.dtype, torch.float32)
-    query = call.query[prompts, :, row].to(dtype)
-    grouped = rearrange(query, "b (k g) d -> b k g d", k=call.key.shape[1])
-    scores = torch.einsum("bkgd,bkld->bkgl", grouped, call.key.to(dtype)) * call.scaling
-    scores = rearrange(scores, "b k g l -> b (k g) l")
+    query = rearrange(_rows_of(call.query, rows).to(dtype), "b (k g) r d -> b k (g r) d", k=call.key.shape[1])
+    scores = query @ call.key.to(dtype).transpose(2, 3) * call.scaling
+    scores = rearrange(scores, "b k (g r) l -> b (k g) r l", r=rows.shape[1])
     if call.softcap is not None:
         scores = call.softcap * torch.tanh(scores / call.softcap)
     if call.bias is not None:
-        scores = scores + _row_of(call.bias.to(dtype), prompts, row)
+        scores = scores + _rows_of(call.bias.to(dtype), rows)
     return scores
 
 
-def _allowed(call: AttentionCall, scores: Tensor, prompts: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
-    """Which keys the row may attend to [B, H, L], and scores with whatever finite the mask adds."""
+def _allowed(call: AttentionCall, scores: Float[Tensor, "B H R L"], rows: Int[Tensor, "B R"]) -> tuple[Tensor, Tensor]:
+    """Which keys the rows may attend to [B, H, R, L], and scores with whatever finite the mask adds."""
     if call.mask is None:
-        positions = torch.arange(scores.shape[-1], device=row.device)
-        allowed = positions[None, None, :] <= row[:, None, None] if call.causal else torch.ones_like(scores[:1, :1]) > 0
+        positions = torch.arange(scores.shape[-1], device=rows.device)
+        allowed = positions <= rows[:, None, :, None] if call.causal else torch.ones_like(scores[:1, :1, :1]) > 0
         return allowed.expand(scores.shape), scores
-    mask = _row_of(call.mask, prompts, row)
+    mask = _rows_of(call.mask, rows)
     if mask.dtype == torch.bool:
         return mask.expand(scores.shape), scores
     allowed = mask > torch.finfo(mask.dtype).min / 2
     return allowed.expand(scores.shape), scores + mask.to(scores.dtype).masked_fill(~allowed, 0.0)
 
 
-def _row_of(table: Tensor, prompts: Tensor, row: Tensor) -> Tensor:
-    """The given row of [B or 1, H or 1, L, L] for each prompt → [B, H or 1, L]."""
-    return table.expand(len(prompts), -1, -1, -1)[prompts, :, row]
+def _rows_of(table: Tensor, rows: Int[Tensor, "B R"]) -> Tensor:
+    """The given rows of [B or 1, H or 1, L, X] for each prompt → [B, H or 1, R, X]."""
+    prompts = torch.arange(len(rows), device=rows.device)[:, None]
+    return table.expand(len(rows), -1, -1, -1)[prompts, :, rows].transpose(1, 2)
+
+
+def _at(values: Float[Tensor, "B H R L"] | Bool[Tensor, "B H R L"], evidence: Int[Tensor, "B E"]) -> Tensor:
+    return values.gather(-1, evidence[:, None, None, :].expand(*values.shape[:3], -1))

@@ -146,9 +146,10 @@ def _weights(m: LoadedModel) -> Check:
         return Check("attention", False, seen)
     if not shown:
         return Check(name, None, "the model doesn't show its attention weights")
-    prompts = torch.arange(len(batch.row), device=batch.row.device)
-    cells = torch.stack([layer[prompts, :, batch.row, batch.evidence] for layer in shown], dim=1)
-    off = (captured.log_weights.exp() - cells).abs().max()
+    row, evidence = batch.score_rows[:, 0], batch.evidence[:, 0]
+    prompts = torch.arange(len(row), device=row.device)
+    cells = torch.stack([layer[prompts, :, row, evidence] for layer in shown], dim=1)
+    off = (captured.log_weights[..., 0, 0].exp() - cells).abs().max()
     tolerance = 2e-2 if m.dtype.itemsize < 4 else 1e-4
     seen = f"the softmax over captured scores is {off:.1e} away from the model's own attention weights"
     return Check(name, bool(off < tolerance), seen)
@@ -211,7 +212,7 @@ def _hidden(m: LoadedModel, ids: Tensor, real: Tensor | None = None) -> Tensor:
     kept: list[Tensor] = []
     hook = head.register_forward_pre_hook(lambda _, args: kept.append(args[0]))
     rows = torch.zeros(len(ids), 1, dtype=torch.long, device=ids.device)
-    batch = Batch(ids, torch.ones_like(ids) if real is None else real, rows, rows, rows > 0, rows[:, 0], rows[:, 0])
+    batch = Batch(ids, torch.ones_like(ids) if real is None else real, rows, rows, rows > 0, rows, rows)
     try:
         with evaluating(m.model), torch.no_grad():
             m.model(**model_inputs(m.model, batch))

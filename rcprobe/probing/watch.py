@@ -32,9 +32,9 @@ class AttentionWatch(TorchFunctionMode):
         kwargs = kwargs or {}
         with torch.no_grad():
             if func is F.scaled_dot_product_attention:
-                self.cells.append(cell_scores(sdpa_call(*args, **kwargs), self.batch.row, self.batch.evidence))
+                self.cells.append(cell_scores(sdpa_call(*args, **kwargs), self.batch.score_rows, self.batch.evidence))
             elif func in SOFTMAX and self._is_attention(args):
-                self.cells.append(softmax_cells(args[0], self.batch.row, self.batch.evidence))
+                self.cells.append(softmax_cells(args[0], self.batch.score_rows, self.batch.evidence))
         return func(*args, **kwargs)
 
     def _is_attention(self, args: Sequence[Any]) -> bool:

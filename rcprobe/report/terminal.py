@@ -55,7 +55,7 @@ def signature_table(report: Report) -> Table:
         for i, finding in enumerate(signature.findings):
             table.add_row(
                 title if i == 0 else "",
-                escape(f"{finding.condition.label} > {finding.condition.margin:g}"),
+                escape(words.condition(finding)),
                 words.interval(finding),
                 words.control(finding),
                 words.effect(finding),

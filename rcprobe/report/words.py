@@ -38,6 +38,12 @@ def interval(finding: Finding) -> str:
     return f"{unit}{number(e.value)}" + ("" if math.isnan(e.low) else f" [{number(e.low)}, {number(e.high)}]")
 
 
+def condition(finding: Finding) -> str:
+    """What is measured and the margin it must pass; what isn't judged is merely shown beside."""
+    asked = finding.condition
+    return f"{asked.label} > {asked.margin:g}" if asked.judged else f"beside it: {asked.label}"
+
+
 def control(finding: Finding) -> str:
     """What the estimate is held against; beside an effect size, both sides in their own unit."""
     if finding.condition.statistic == "correlation":

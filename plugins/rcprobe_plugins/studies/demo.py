@@ -77,7 +77,8 @@ def run_demo(seeds: int, steps: int, show: bool = False) -> "dict[str, Report]":
 def _report(job: "Job", runs: "list[SeedRun]") -> "Report":
     from rcprobe.loading import load
     from rcprobe.probe import resolve_metrics
-    from rcprobe.runner import load_dataset, summarise
+    from rcprobe.runner import load_dataset
+    from rcprobe.summary import summarise
 
     m = load(job.model, options=job.options, seed=job.seeds[0])
     dataset = load_dataset(job.dataset, job.dataset_options)

@@ -1,0 +1,32 @@
+"""From what seeds measured to a report that judges it."""
+
+from collections.abc import Sequence
+
+from rcprobe.facts import Dataset
+from rcprobe.loaded import LoadedModel
+from rcprobe.manifest import describe
+from rcprobe.metrics import Metric
+from rcprobe.report import Report, SeedRun, build
+from rcprobe.training.config import TrainConfig
+
+
+def summarise(
+    m: LoadedModel,
+    dataset: Dataset,
+    metrics: Sequence[Metric],
+    runs: Sequence[SeedRun],
+    *,
+    train: TrainConfig | None,
+) -> Report:
+    """Judge seeds that were run, wherever they ran."""
+    groups = next(iter(dataset.readings.values()), ())
+    size = min((run.batch_size for run in runs), default=0)
+    chance = 1 / (min(len(group) for group in groups) if groups else m.vocabulary)
+    return build(
+        dataset,
+        metrics,
+        runs,
+        chance=chance,
+        identities=m.adapter.identities(m.model),
+        info=describe(m, dataset, metrics, [run.seed for run in runs], train, size),
+    )
