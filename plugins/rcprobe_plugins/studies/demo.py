@@ -53,7 +53,7 @@ def run_demo(seeds: int, steps: int, show: bool = False) -> "dict[str, Report]":
     start_server()  # it imports beside us
 
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     from rcprobe.training import TrainConfig
 
@@ -67,6 +67,8 @@ def run_demo(seeds: int, steps: int, show: bool = False) -> "dict[str, Report]":
         BarColumn(),
         TextColumn("{task.percentage:>3.0f} %"),
         TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, disable=not (show and console.is_terminal), transient=True) as bar:
         tasks = [bar.add_task(label, total=1.0) for label in MODELS]
