@@ -19,7 +19,8 @@ class LoadedModel:
     """A model, the adapter that describes it, and its tokenizer.
 
     ``source`` says where it came from (a plugin's name, a path, a hub id, or a class of the caller's).
-    ``factory`` builds the same model anew from a seed; it is None for a model that came with weights.
+    ``factory`` builds the same model anew from a seed; it is None for a model that came with weights. ``told`` is
+    what ``load`` was told of a checkpoint beside its place, under the names that it takes.
     """
 
     model: nn.Module
@@ -28,6 +29,7 @@ class LoadedModel:
     source: str
     options: Mapping[str, Any] = field(default_factory=dict)
     factory: Callable[[int], nn.Module] | None = None
+    told: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def mask_id(self) -> int | None:
