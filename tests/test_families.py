@@ -35,6 +35,7 @@ from rcprobe import checkpoint, cli, loading
 from rcprobe.errors import AdapterError, UsageError, VerificationError
 from rcprobe.inspection import inspect
 from rcprobe.loaded import LoadedModel
+from rcprobe.probing.plain_gradients import query_gradients
 from rcprobe.probing.verify import verify, verify_shift
 from rcprobe.training import train
 from rcprobe.weights import check_weights
@@ -328,6 +329,21 @@ def test_a_released_gpt2_has_shorter_names(tmp_path):
     m = rcprobe.load(small.write(tmp_path / "released", read(tmp_path / "plain"), weights, plain.tokenizer))
     assert m.adapter.name == "gpt2"
     assert torch.equal(logits(m), logits(plain))
+
+
+def test_the_fused_weight_of_gpt2_is_read_in_parts(tmp_path):
+    """Each part's products are those of its columns, which lie side by side along what comes out."""
+    m = rcprobe.load(gpt2(tmp_path))
+    pairs = [pair for pair in rcprobe.encode(m, FACTS, "swapped") if pair.unsupported is None]
+    found = rcprobe.observe(m, pairs, read={"gradients", "storage"}, controls=0)
+    weight = m.model.transformer.h[0].attn.c_attn.weight
+    gradients = [query_gradients(m, query, [weight])[0] for query in (pairs[0].forward, pairs[0].reverse)]
+    for k, group in enumerate(("query", "key", "value")):
+        at = [part.name for part in found.gradients.parts].index(f"transformer.h.0.attn.c_attn.weight[{group}]")
+        assert found.gradients.parts[at].group == group
+        f, r = (gradient[:, 32 * k : 32 * (k + 1)] for gradient in gradients)
+        assert abs(found.gradients.inner[0, at] - (f * r).sum()) < 1e-4 * f.norm() * r.norm()
+    assert found.storage.isfinite().all()
 
 
 def test_a_released_bert_has_another_head_beside_and_older_names(tmp_path):

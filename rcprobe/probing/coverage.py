@@ -33,10 +33,6 @@ class Coverage:
     uses: Mapping[str, Sequence[tuple[str, str]]]
     expand_positions: bool
 
-    def output_axis(self, name: str) -> int:
-        """The dimension of a weight that runs over what comes out: 0, or 1 where it is kept transposed."""
-        return 1 if self.rules[name] == "conv1d" else 0
-
 
 _COVERED: WeakKeyDictionary[nn.Module, dict[tuple[tuple[str, int], ...], Coverage]] = WeakKeyDictionary()
 

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rcprobe.adapter import OvCircuit
+from rcprobe.probing.parameters import output_axis, quantised
 
 
 def storage(
@@ -52,9 +53,20 @@ def _layer(
 
 
 def _weight(model: nn.Module, path: str) -> Tensor:
-    """A module's weight, with the updates of low-rank adapters added."""
+    """A module's weight with the updates of low-rank adapters added, inputs along its last dimension."""
     module: Any = model.get_submodule(path)
-    weight: Tensor = module.weight.detach().double()
+    base = getattr(module, "base_layer", module)
+    weight: Tensor = _acting(base) if quantised(base.weight) else base.weight.detach().double()
     for name in getattr(module, "active_adapters", ()):
         weight = weight + module.get_delta_weight(name).detach().double()
-    return weight
+    return weight.T if output_axis(model, f"{path}{'.base_layer' * (base is not module)}.weight") else weight
+
+
+@torch.no_grad()
+def _acting(module: Any) -> Tensor:
+    """A quantised linear module's weight, by what it does to unit vectors."""
+    weight = module.weight
+    dtype = weight.dtype if weight.is_floating_point() else torch.float32
+    unit = torch.eye(module.in_features, dtype=dtype, device=weight.device)
+    acted: Tensor = module(unit) - module(torch.zeros_like(unit))
+    return acted.T.double()
