@@ -1,7 +1,9 @@
 """Released families: their checkpoints read with stock classes, checked, probed, and refused where they don't fit."""
 
+import importlib.util
 import json
 import socket
+import sys
 import time
 from pathlib import Path
 
@@ -32,6 +34,7 @@ from transformers import (
 
 import rcprobe
 from rcprobe import checkpoint, cli, loading
+from rcprobe.config import read_config
 from rcprobe.errors import AdapterError, UsageError, VerificationError
 from rcprobe.inspection import inspect
 from rcprobe.loaded import LoadedModel
@@ -532,6 +535,28 @@ def test_pickled_weights_are_not_read_unasked(tmp_path):
         rcprobe.load(folder)
 
 
+class Trap:
+    """What a pickle may do as it is read."""
+
+    def __reduce__(self):
+        return (Path.touch, (Path("ran"),))
+
+
+def test_pickled_weights_are_read_where_allowed_and_run_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    m = rcprobe.load(qwen2(tmp_path / "plain"))
+    folder = tmp_path / "plain"
+    (folder / "model.safetensors").unlink()
+    torch.save(m.model.state_dict(), folder / "pytorch_model.bin")
+    again = rcprobe.load(folder, allow_pickle=True)
+    assert torch.equal(logits(again), logits(m))
+    assert again.told == {"allow_pickle": True}
+    torch.save({**m.model.state_dict(), "trap": Trap()}, folder / "pytorch_model.bin")
+    with pytest.raises(AdapterError, match=r"the weights can't be loaded"):
+        rcprobe.load(folder, allow_pickle=True)
+    assert not (tmp_path / "ran").exists()
+
+
 @pytest.mark.parametrize("how", ["cut", "garbled", "gone"])
 def test_the_shard_at_fault_is_named(how, tmp_path):
     folder = small.llada(tmp_path, shards=3)
@@ -658,6 +683,105 @@ def test_a_target_that_names_nothing_is_an_error(released):
     wrong = Llada.variant({"lora_targets": (r"\.attn_out$",)})
     with pytest.raises(AdapterError, match=r"lora_targets: .*attn_out.* names no linear module"):
         wrong().lora_modules(released["llada"].model)
+
+
+# --- quantised ---
+
+
+@pytest.mark.parametrize(
+    ("config", "package"),
+    [({"load_in_8bit": True}, "bitsandbytes"), ({"quant_method": "torchao", "quant_type": {}}, "torchao")],
+)
+def test_what_quantised_loading_lacks_is_named(config, package, llada, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr(f"transformers.utils.import_utils.is_{package}_available", lambda *_: False)
+    found = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *at: None if name == package else found(name, *at))
+    with pytest.raises(
+        UsageError, match=rf"needs {package}, which isn't installed: pip install 'rcprobe\[quantized\]'"
+    ):
+        rcprobe.load(llada, quantization_config=config)
+
+
+def test_a_way_to_quantise_that_nobody_knows(llada):
+    with pytest.raises(AdapterError, match="Unknown quantization type, got nothing"):
+        rcprobe.load(llada, quantization_config={"quant_method": "nothing"})
+
+
+class Whole(torch.nn.Linear):
+    """A linear module that keeps whole numbers and a scale, as bitsandbytes does."""
+
+    def __init__(self, plain):
+        torch.nn.Module.__init__(self)
+        self.in_features, self.out_features, self.bias = plain.in_features, plain.out_features, plain.bias
+        self.scale = plain.weight.detach().abs().max() / 127
+        whole = (plain.weight.detach() / self.scale).round().to(torch.int8)
+        self.weight = torch.nn.Parameter(whole, requires_grad=False)
+
+    def forward(self, x):
+        return torch.nn.functional.linear(x, self.weight.to(x.dtype) * self.scale, self.bias)
+
+
+def test_quantised_weights_are_read_for_all_but_their_gradients(tmp_path):
+    m = rcprobe.load(small.llada(tmp_path))
+    for n in range(2):
+        attention = m.model.model.layers[n].self_attn
+        attention.v_proj = Whole(attention.v_proj)
+    plain = rcprobe.load(tmp_path)
+    pairs = rcprobe.encode(m, FACTS)
+    read = {"scores", "log_probs", "gradients", "storage"}
+    found, want = rcprobe.observe(m, pairs, read=read), rcprobe.observe(plain, pairs, read=read)
+    left = {f"model.layers.{n}.self_attn.v_proj.weight": "it is quantised" for n in range(2)}
+    assert found.gradients.left_out == left
+    assert len(found.gradients.parts) == len(want.gradients.parts) - 2
+    rough = {"rtol": 0, "atol": 0.02 * float(want.storage.abs().max())}
+    torch.testing.assert_close(found.storage, want.storage, equal_nan=True, **rough)
+    assert m.fingerprint() != plain.fingerprint()
+
+
+# --- what runs out, or isn't there ---
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def test_memory_that_runs_out_on_loading(error, llada, monkeypatch):
+    def fail(*_, **__):
+        raise error
+
+    for where in ("rcprobe.loading.cast", "transformers.LlamaForCausalLM.from_pretrained"):
+        with monkeypatch.context() as patch:
+            patch.setattr(where, fail)
+            with pytest.raises(AdapterError, match="memory ran out while its weights were loaded; use dtype bfloat16"):
+                rcprobe.load(llada)
+
+
+@pytest.mark.parametrize("source", ["/no/such/folder", "./nothing", "a/b/c"])
+def test_a_path_that_is_not_there_is_no_hub_id(source):
+    for ask in (rcprobe.load, inspect):
+        with pytest.raises(UsageError, match=rf"{source}: no such folder; give the folder that holds config\.json"):
+            ask(source)
+
+
+def test_a_file_in_the_place_of_a_folder(tmp_path):
+    (tmp_path / "model.bin").touch()
+    with pytest.raises(UsageError, match=r"a file, where a folder or a \.gguf file was expected"):
+        rcprobe.load(tmp_path / "model.bin")
+
+
+def test_what_loading_was_told_stands_in_the_manifest_and_is_told_again(llada, tmp_path, monkeypatch, capsys):
+    m = rcprobe.load(llada)
+    low_rank(m.model, tmp_path / "lora", m.adapter.lora_modules(m.model))
+    monkeypatch.chdir(tmp_path)
+    facts = [",".join((f.a, f.b, f.forward[0], f.reverse[0])) for f in FACTS]
+    (tmp_path / "facts.csv").write_text("\n".join(["a,b,forward,reverse", *facts]))
+    words = ["rcprobe", "run", str(llada), "facts.csv", "--quiet", "--peft", "lora", "--out", "kept"]
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code, capsys.readouterr().err
+    manifest = json.loads((tmp_path / "kept" / "manifest.json").read_text())
+    assert manifest["settings"]["loading"] == {"peft": "lora"}
+    again = read_config(tmp_path / "kept" / "manifest.json")
+    assert (again.peft, again.dataset) == ("lora", "facts.csv")
 
 
 # --- from a path to a report ---

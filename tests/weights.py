@@ -5,6 +5,7 @@
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -65,6 +66,8 @@ def antiberty(packages: Path) -> None:
 def main() -> None:
     if there():
         return
+    print(f"fetching two models into {FOLDER.name}, some 190 MB, and making them ready: about a minute", flush=True)
+    os.environ["TQDM_DISABLE"] = "1"
     packages = FOLDER / "packages"
     shutil.rmtree(FOLDER, ignore_errors=True)
     packages.mkdir(parents=True)

@@ -29,7 +29,10 @@ Model = Annotated[
     str | None,
     typer.Argument(help="A registered model, a folder or a hub id.", show_default=False, autocompletion=_models),
 ]
-Data = Annotated[str | None, typer.Argument(help="A registered dataset.", show_default=False, autocompletion=_datasets)]
+Data = Annotated[
+    str | None,
+    typer.Argument(help="A registered dataset, or a CSV file of facts.", show_default=False, autocompletion=_datasets),
+]
 
 
 def run_command(

@@ -84,7 +84,7 @@ class _Read:
     def _linear(norm: nn.Module, rows: Float[Tensor, "n W"]) -> bool:
         """Whether weight and bias enter as gain and shift, on a few rows."""
         zero, one = (_with_gain(norm, rows, gain) for gain in (0.0, 1.0))
-        weight, bias = norm._parameters["weight"], norm._parameters.get("bias")
+        weight, bias = norm.get_parameter("weight"), norm._parameters.get("bias")
         made = zero + weight * (one - zero) + (0.0 if bias is None else bias)
         return torch.allclose(made, norm(rows), rtol=1e-3 if rows.dtype.itemsize >= 4 else 5e-2, atol=1e-4)
 
