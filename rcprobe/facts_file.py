@@ -1,7 +1,7 @@
 """Facts from a CSV file."""
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rcprobe.errors import DataError, UsageError
@@ -11,6 +11,7 @@ from rcprobe.manifest import without_path
 NEEDED = ("a", "b", "forward", "reverse")
 OPTIONAL = ("a_answers", "b_answers")
 SUFFIX = ".csv"
+Cells = Mapping[str, str]
 
 
 def read_facts(path: str | Path) -> Dataset:
@@ -37,29 +38,40 @@ def read_facts(path: str | Path) -> Dataset:
     unknown = [name for name in columns if name not in (*NEEDED, *OPTIONAL)]
     if unknown:
         raise UsageError(f"{path}: column {unknown[0]!r} means nothing here; known: {', '.join(NEEDED + OPTIONAL)}")
-    facts: dict[tuple[str, str], Fact] = {}
+    facts: dict[tuple[str, str], list[Cells]] = {}
     for line, row in rows:
-        fact = _fact(path, line, row)
-        before = facts.get((fact.a, fact.b))
-        facts[fact.a, fact.b] = fact if before is None else _joined(before, fact)
-    return Dataset(without_path(str(path)), tuple(facts.values()), options={})
+        cells = _cells(path, line, row)
+        facts.setdefault((cells["a"], cells["b"]), []).append(cells)
+    return Dataset(without_path(str(path)), tuple(_fact(rows) for rows in facts.values()), options={})
 
 
-def _fact(path: str | Path, line: int, row: Mapping[str, str | None]) -> Fact:
+def _cells(path: str | Path, line: int, row: Mapping[str, str | None]) -> Cells:
+    """A row's cells, which make a fact."""
     cells = {name: (row.get(name) or "").strip() for name in (*NEEDED, *OPTIONAL)}
     if None in row:
         raise DataError(f"{path}, line {line}: more cells than columns; put quotes around text that holds a comma")
     empty = [name for name in NEEDED if not cells[name]]
     if empty:
         raise DataError(f"{path}, line {line}: {empty[0]} is empty")
-    others = {name: tuple(text.strip() for text in cells[name].split("|") if text.strip()) for name in OPTIONAL}
     try:
-        return Fact(cells["a"], cells["b"], cells["forward"], cells["reverse"], **others)
+        _fact([cells])
     except DataError as error:
         raise DataError(f"{path}, line {line}: {error}") from error
+    return cells
 
 
-def _joined(one: Fact, other: Fact) -> Fact:
-    """The same fact with the template pairs and answers of both."""
-    answers = {name: tuple(dict.fromkeys(getattr(one, name) + getattr(other, name))) for name in OPTIONAL}
-    return Fact(one.a, one.b, one.forward + other.forward, one.reverse + other.reverse, **answers)
+def _fact(rows: Sequence[Cells]) -> Fact:
+    """One fact of all rows that speak of it."""
+    return Fact(
+        rows[0]["a"],
+        rows[0]["b"],
+        forward=tuple(row["forward"] for row in rows),
+        reverse=tuple(row["reverse"] for row in rows),
+        a_answers=_answers(row["a_answers"] for row in rows),
+        b_answers=_answers(row["b_answers"] for row in rows),
+    )
+
+
+def _answers(cells: Iterable[str]) -> tuple[str, ...]:
+    texts = (text.strip() for cell in cells for text in cell.split("|"))
+    return tuple(dict.fromkeys(text for text in texts if text))

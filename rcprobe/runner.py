@@ -46,10 +46,10 @@ def run(
     """Ask a model about a dataset's facts both ways and judge the signatures.
 
     ``model`` is a name, path or hub id for ``load``, or what ``load`` returned; ``dataset`` a registered name,
-    a CSV file, a ``Dataset`` or facts. ``train`` trains it on forward statements first, probing along the way. With several
-    ``seeds`` each starts from the model's factory, or, for a model that came with weights, from those weights;
-    a trained model keeps the weights of the last probe when there is one seed, and gets its own back when there are
-    several. ``limit`` takes the first facts only.
+    a CSV file, a ``Dataset`` or facts. ``train`` trains it on forward statements first, probing along the way. With
+    several ``seeds`` each starts from the model's factory, or, for a model that came with weights, from those
+    weights; a trained model keeps the weights of the last probe when there is one seed, and gets its own back when
+    there are several. ``limit`` takes the first facts only.
 
     ``out`` is the folder to keep the run in; None keeps nothing. If the same run stopped there, it goes on, and its
     numbers are those of a run that never stopped (``resume="never"`` refuses instead); another run there is refused
