@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint install bench clean
+.PHONY: demo test lint install weights bench clean
 
 install: $(VENV)/.installed
 
@@ -24,9 +24,13 @@ lint: install
 test: lint
 	$(BIN)/pytest -n 2 --dist loadfile
 
+# real weights for tests and benchmarks, some 190 MB, once; without them `make test` skips what needs them
+weights: install
+	@$(BIN)/python tests/weights.py
+
 # OUT=file.json keeps the ratios; `pip install -e .[bench]` adds the neighbours
 bench: install
 	$(BIN)/python tests/benchmarks/bench.py $(if $(OUT),--out $(OUT))
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) .weights build dist

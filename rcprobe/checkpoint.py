@@ -1,10 +1,12 @@
 """A checkpoint in a folder or on the hub: its configuration, its weights, and why either can't be used."""
 
-import importlib
+import importlib.util
 import json
+import pickle
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -14,11 +16,13 @@ import torch
 from torch import nn
 
 from rcprobe.adapter import Adapter
-from rcprobe.errors import AdapterError, UsageError
+from rcprobe.errors import AdapterError, MissingExtraError, RcprobeError, UsageError
+from rcprobe.gguf import SUFFIX, forget_gguf, gguf_config, gguf_file
+from rcprobe.memory import out_of_memory
+from rcprobe.weights import check_weights
 
-INDEX, WEIGHTS = "model.safetensors.index.json", "model.safetensors"
 WANTED = ["*.json", "model*.safetensors", "*.model", "*.txt", "*.jinja"]
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+PICKLED = "pytorch_model*.bin"
 PATIENCE = 5.0  # seconds until a hub that doesn't answer is given up
 WRONG = {
     "missing_keys": "missing from the checkpoint",
@@ -26,11 +30,40 @@ WRONG = {
     "mismatched_keys": "of another shape",
     "error_msgs": "not readable",
 }
+EXTRAS = {"gguf": "gguf", "bitsandbytes": "quantized", "torchao": "quantized", "accelerate": "quantized"}
 DeviceMap = str | Mapping[str, int | str]
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How a checkpoint is read: what ``load`` was told of it, by the same names."""
+
+    revision: str | None = None
+    device_map: DeviceMap | None = None
+    quantization_config: Any = None
+    allow_pickle: bool = False
+
+    def told(self) -> dict[str, Any]:
+        """What was asked for, as a manifest holds it."""
+        quantized = self.quantization_config
+        given = {
+            "revision": self.revision,
+            "device_map": self.device_map,
+            "quantization_config": quantized.to_dict() if hasattr(quantized, "to_dict") else quantized,
+            "allow_pickle": self.allow_pickle,
+        }
+        return {name: value for name, value in given.items() if value}
+
+
 def raw_config(source: str, revision: str | None = None) -> dict[str, Any]:
-    """A checkpoint's ``config.json`` as it is written. Raises ``UsageError`` where there is none to read."""
+    """A checkpoint's ``config.json`` as it is written, or what a GGUF file says in its place.
+
+    Raises ``UsageError`` where there is none to read.
+    """
+    check_exists(source)
+    found = gguf_file(source)
+    if found is not None:
+        return gguf_config(found)
     folder = Path(source)
     path = folder / "config.json" if folder.is_dir() else _config_from_hub(source, revision)
     try:
@@ -42,12 +75,21 @@ def raw_config(source: str, revision: str | None = None) -> dict[str, Any]:
     return raw
 
 
-def local_folder(source: str, revision: str | None = None) -> Path:
-    """The folder of a checkpoint, brought from the hub first if ``source`` is no folder."""
-    if Path(source).is_dir():
-        if revision is not None:
+def check_exists(source: str) -> None:
+    """Raise ``UsageError`` for a path that isn't there and that no hub id can be (``owner/name``)."""
+    is_path = source.startswith(("/", ".", "~", "\\")) or source.count("/") > 1 or source.endswith(SUFFIX)
+    if is_path and not Path(source).is_dir() and gguf_file(source) is None:
+        what = "a file, where a folder or a .gguf file was expected" if Path(source).is_file() else "no such folder"
+        raise UsageError(f"{source}: {what}; give the folder that holds config.json and the weights, or a hub id")
+
+
+def local_folder(source: str, how: Reading) -> Path:
+    """The folder of a checkpoint, or a GGUF file; brought from the hub first if ``source`` is neither."""
+    found = gguf_file(source)
+    if found is not None or Path(source).is_dir():
+        if how.revision is not None:
             raise UsageError(f"{source}: a folder has no revisions; leave revision= out")
-        return Path(source)
+        return found or Path(source)
     from huggingface_hub import snapshot_download
 
     return Path(
@@ -56,8 +98,8 @@ def local_folder(source: str, revision: str | None = None) -> Path:
             "weights",
             lambda: snapshot_download(
                 source,
-                revision=revision,
-                allow_patterns=WANTED,
+                revision=how.revision,
+                allow_patterns=[*WANTED, PICKLED] if how.allow_pickle else WANTED,
                 ignore_patterns=["*/*"],
                 local_files_only=not _reachable(),
             ),
@@ -66,29 +108,36 @@ def local_folder(source: str, revision: str | None = None) -> Path:
 
 
 def read_model(
-    folder: Path, family: type[Adapter], raw: Mapping[str, Any], dtype: torch.dtype | None, device_map: DeviceMap | None
+    at: Path, family: type[Adapter], raw: Mapping[str, Any], dtype: torch.dtype | None, how: Reading
 ) -> nn.Module:
-    """The family's architecture with a folder's weights, each of them used and none made up.
+    """The family's architecture with the weights of a folder or file, each of them used and none made up.
 
     ``dtype`` None takes the checkpoint's. Raises ``AdapterError`` for weights that are missing, left over, of another
-    shape, corrupt, or pickled.
+    shape, corrupt, or pickled and not allowed.
     """
-    check_weights(folder)
+    files = check_weights(at, how.allow_pickle)
+    where = {"gguf_file": at.name} if files == [at] else {"use_safetensors": files[0].suffix == ".safetensors"}
     try:
         with errors_only():
             model, info = architecture(family).from_pretrained(
-                folder,
+                at.parent if files == [at] else at,
                 config=family.config(raw),
                 key_mapping=dict(family.keys) or None,
                 dtype=dtype or "auto",
-                device_map=device_map,
-                use_safetensors=True,
+                device_map=how.device_map,
+                quantization_config=how.quantization_config,
+                weights_only=True,  # of a pickle, tensors alone
                 trust_remote_code=False,
                 ignore_mismatched_sizes=True,  # so that they are listed, below, with the others
                 output_loading_info=True,
+                **where,
             )
-    except (OSError, RuntimeError) as error:
-        raise AdapterError(f"{folder}: {family.name}: the weights can't be loaded ({error})") from error
+    except ImportError as error:
+        raise _needs(at, error) from error
+    except (OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        if out_of_memory(error):
+            raise
+        raise AdapterError(f"{at}: {family.name}: the weights can't be loaded ({error})") from error
     wrong = {kind: _names(info[kind]) for kind in WRONG if info.get(kind)}
     wrong["unexpected_keys"] = [
         name
@@ -98,10 +147,12 @@ def read_model(
     if any(wrong.values()):
         listed = "; ".join(f"{len(names)} {WRONG[kind]} ({_listed(names)})" for kind, names in wrong.items() if names)
         raise AdapterError(
-            f"{folder}: {family.name} doesn't fit this checkpoint; of its weights {listed}; nothing was loaded in "
+            f"{at}: {family.name} doesn't fit this checkpoint; of its weights {listed}; nothing was loaded in "
             "their place. Correct the adapter's keys (docs/add-a-model.md)"
         )
     loaded: nn.Module = model
+    if files == [at]:
+        forget_gguf(loaded)
     if family.keys:
         # save_pretrained would write the weights by their old names beside the stock configuration of the new ones,
         # and whoever reads that without the adapter gets random weights
@@ -109,20 +160,12 @@ def read_model(
     return loaded
 
 
-def check_weights(folder: Path) -> list[Path]:
-    """The safetensors files of a folder, each with a whole header. Raises ``AdapterError`` naming the file at fault."""
-    from safetensors import SafetensorError, safe_open
-
-    files = _weight_files(folder)
-    for path in files:
-        if not path.is_file():
-            raise AdapterError(f"{path}: named in {INDEX} and not there; the download isn't complete")
-        try:
-            with safe_open(path, framework="pt") as opened:
-                opened.keys()
-        except (SafetensorError, OSError) as error:
-            raise AdapterError(f"{path}: the file is corrupt or cut short ({error}); download it again") from error
-    return files
+def _needs(at: Path, error: ImportError) -> RcprobeError:
+    """What is to be installed, where transformers says that something isn't."""
+    for package, extra in EXTRAS.items():
+        if package in str(error) and importlib.util.find_spec(package) is None:
+            return MissingExtraError(f"{at}: reading these weights", package, extra)
+    return AdapterError(f"{at}: reading these weights needs what isn't installed ({error})")
 
 
 def architecture(family: type[Adapter]) -> Any:
@@ -142,23 +185,6 @@ def errors_only() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(before)
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    index = folder / INDEX
-    if index.is_file():
-        try:
-            return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise AdapterError(f"{index}: no index of weights ({type(error).__name__}: {error})") from error
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
-    pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
-    only = f", only {pickles[0]}: pickled weights run code as they load and are never read" if pickles else ""
-    raise AdapterError(
-        f"{folder}: no {WEIGHTS} and no {INDEX}{only}. Convert a copy you trust with "
-        "save_pretrained, or take a revision with safetensors"
-    )
 
 
 def _config_from_hub(source: str, revision: str | None) -> Path:

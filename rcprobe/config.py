@@ -29,6 +29,7 @@ KINDS: Mapping[str, Callable[[Any], bool]] = {
     "a number": _is(int, float),
     'a whole number or "auto"': lambda value: value == "auto" or _is(int)(value),
     "a table": _is(dict),
+    "true or false": lambda value: isinstance(value, bool),
     "a list of texts": _all(str),
     "a list of whole numbers": _all(int),
     "a list of numbers": _all(int, float),
@@ -36,6 +37,11 @@ KINDS: Mapping[str, Callable[[Any], bool]] = {
 KEYS = {
     "model": "a text",
     "options": "a table",
+    "revision": "a text",
+    "peft": "a text",
+    "device_map": "a text",
+    "quantization_config": "a table",
+    "allow_pickle": "true or false",
     "dataset": "a text",
     "dataset_options": "a table",
     "metrics": "a list of texts",
@@ -69,6 +75,11 @@ class RunConfig:
     model: str = ""
     dataset: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
+    revision: str | None = None
+    peft: str | None = None
+    device_map: str | None = None
+    quantization_config: Mapping[str, Any] | None = None
+    allow_pickle: bool = False
     dataset_options: Mapping[str, Any] = field(default_factory=dict)
     metrics: list[str] | None = None
     train: Mapping[str, Any] = field(default_factory=dict)

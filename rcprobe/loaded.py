@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from rcprobe.adapter import Adapter
 
@@ -19,7 +20,8 @@ class LoadedModel:
     """A model, the adapter that describes it, and its tokenizer.
 
     ``source`` says where it came from (a plugin's name, a path, a hub id, or a class of the caller's).
-    ``factory`` builds the same model anew from a seed; it is None for a model that came with weights.
+    ``factory`` builds the same model anew from a seed; it is None for a model that came with weights. ``told`` is
+    what ``load`` was told of a checkpoint beside its place, under the names that it takes.
     """
 
     model: nn.Module
@@ -28,6 +30,7 @@ class LoadedModel:
     source: str
     options: Mapping[str, Any] = field(default_factory=dict)
     factory: Callable[[int], nn.Module] | None = None
+    told: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def mask_id(self) -> int | None:
@@ -85,7 +88,8 @@ class LoadedModel:
         digest = hashlib.sha256()
         for name, parameter in sorted(self.model.named_parameters()):
             digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-            digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            for tensor in _plain(parameter.detach()):
+                digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
     def replica(self, seed: int) -> "LoadedModel":
@@ -93,6 +97,15 @@ class LoadedModel:
         assert self.factory is not None
         model = cast(self.factory(seed), self.device, self.dtype).eval()
         return LoadedModel(model, self.adapter, self.tokenizer, self.source, self.options, self.factory)
+
+
+def _plain(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The tensor, or those that a quantised one (torchao's) is made of."""
+    if not is_traceable_wrapper_subclass(tensor):
+        yield tensor
+        return
+    for name in tensor.__tensor_flatten__()[0]:
+        yield from _plain(getattr(tensor, name))
 
 
 def cast(model: nn.Module, device: torch.device, dtype: torch.dtype | None) -> nn.Module:

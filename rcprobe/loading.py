@@ -1,6 +1,7 @@
 """``load``: from a name, a path, a hub id or a module to a verified model."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,12 @@ import torch
 from torch import nn
 
 from rcprobe.adapter import Adapter
-from rcprobe.checkpoint import DeviceMap, errors_only, local_folder, raw_config, read_model
+from rcprobe.checkpoint import DeviceMap, Reading, errors_only, local_folder, raw_config, read_model
 from rcprobe.errors import AdapterError, PluginError, UnknownNameError, UsageError
+from rcprobe.gguf import SUFFIX, gguf_file, gguf_tokenizer
 from rcprobe.loaded import LoadedModel, cast
 from rcprobe.low_rank import with_low_rank
+from rcprobe.memory import out_of_memory, too_large
 from rcprobe.plugins import registry
 from rcprobe.probing.verify import verify
 
@@ -27,35 +30,48 @@ def load(
     dtype: str | None = None,
     revision: str | None = None,
     device_map: DeviceMap | None = None,
+    quantization_config: Any = None,
+    allow_pickle: bool = False,
     peft: str | Path | None = None,
 ) -> LoadedModel:
     """Make a model ready for probing, and verify that it behaves as its adapter declares.
 
     ``model`` is the name of a registered family (built from ``options`` with random weights drawn from ``seed``), a
-    folder or hub id with safetensors, or a module of your own (with ``adapter`` and ``tokenizer``; it is used as it
-    is). ``dtype`` None keeps the dtype that the weights have. Of checkpoints alone: ``revision`` pins a hub id,
-    ``device_map`` (as transformers takes it) places the weights instead of ``device``. ``peft`` is a folder of
-    low-rank adapters to put on top. Raises ``UnknownNameError``, ``AdapterError``, ``VerificationError``,
-    ``UsageError``.
+    folder or hub id with safetensors, a GGUF file, or a module of your own (with ``adapter`` and ``tokenizer``; it is
+    used as it is). ``dtype`` None keeps the dtype that the weights have. Of checkpoints alone: ``revision`` pins a hub
+    id; ``device_map`` places the weights instead of ``device``, and ``quantization_config`` makes them smaller, both
+    as transformers takes them; ``allow_pickle`` reads pickled weights where there are no others, tensors and nothing
+    else. ``peft`` is a folder of low-rank adapters to put on top. Raises ``UnknownNameError``, ``AdapterError``,
+    ``VerificationError``, ``UsageError``.
     """
     if not isinstance(model, nn.Module) and not str(model).strip():
         raise UsageError("the model has an empty name; give a registered name, a folder or a hub id")
     wanted = _dtype(dtype)
+    how = Reading(revision, device_map, quantization_config, allow_pickle)
     named = not isinstance(model, nn.Module) and str(model) in registry().names("models")
-    if (isinstance(model, nn.Module) or named) and (revision is not None or device_map is not None):
-        raise UsageError("revision= and device_map= are for checkpoints: a folder or a hub id")
-    if isinstance(model, nn.Module):
-        loaded = _wrap(model, adapter, tokenizer)
-    elif named:
-        loaded = _build(registry().checked("models", str(model), Adapter), dict(options or {}), seed, tokenizer)
-    elif Path(model).is_dir() or "/" in str(model):
-        loaded = _from_checkpoint(str(model), adapter, tokenizer, wanted, revision, device_map)
-    else:
-        raise UnknownNameError("model (or folder, or hub id)", str(model), registry().names("models"))
-    if device_map is None and (not isinstance(model, nn.Module) or device != "cpu" or dtype is not None):
-        cast(loaded.model, _device(device), wanted)
+    if (isinstance(model, nn.Module) or named) and how != Reading():
+        raise UsageError(
+            "revision=, device_map=, quantization_config= and allow_pickle= are for checkpoints: a folder or a hub id"
+        )
+    try:
+        if isinstance(model, nn.Module):
+            loaded = _wrap(model, adapter, tokenizer)
+        elif named:
+            loaded = _build(registry().checked("models", str(model), Adapter), dict(options or {}), seed, tokenizer)
+        elif Path(model).exists() or "/" in str(model) or str(model).endswith(SUFFIX):
+            loaded = _from_checkpoint(str(model), adapter, tokenizer, wanted, _device(device), how)
+        else:
+            raise UnknownNameError("model (or folder, or hub id)", str(model), registry().names("models"))
+        placed = device_map is not None or getattr(loaded.model, "hf_quantizer", None) is not None
+        if not placed and (not isinstance(model, nn.Module) or device != "cpu" or dtype is not None):
+            cast(loaded.model, _device(device), wanted)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise too_large(str(model) if not isinstance(model, nn.Module) else type(model).__name__) from error
     if peft is not None:
         loaded.model = with_low_rank(loaded.model, peft)
+        loaded.told["peft"] = str(peft)
     loaded.model.eval()
     verify(loaded)
     return loaded
@@ -88,25 +104,27 @@ def _from_checkpoint(
     adapter: type[Adapter] | None,
     tokenizer: Any,
     dtype: torch.dtype | None,
-    revision: str | None,
-    device_map: DeviceMap | None,
+    device: torch.device,
+    how: Reading,
 ) -> LoadedModel:
-    raw = raw_config(source, revision)
+    raw = raw_config(source, how.revision)
     family = (adapter or adapter_for(raw, source)).resolve(raw)
-    folder = local_folder(source, revision)
-    model = read_model(folder, family, raw, dtype, device_map)
-    if folder != Path(source):  # the hub client names a snapshot's folder by its commit
-        model.config._commit_hash = folder.name  # type: ignore[union-attr]
-    return LoadedModel(model, family(), tokenizer or _tokenizer(family, folder), source)
+    at = local_folder(source, how)
+    if how.quantization_config is not None and how.device_map is None:
+        how = replace(how, device_map={"": str(device)})  # quantised weights can't be moved later
+    model = read_model(at, family, raw, dtype, how)
+    if at != gguf_file(source) and at != Path(source):  # the hub client names a snapshot's folder by its commit
+        model.config._commit_hash = at.name  # type: ignore[union-attr]
+    return LoadedModel(model, family(), tokenizer or _tokenizer(family, at), source, told=how.told())
 
 
-def _tokenizer(family: type[Adapter], folder: Path) -> Any:
+def _tokenizer(family: type[Adapter], at: Path) -> Any:
     try:
         with errors_only():
-            return family.tokenizer(folder)
+            return gguf_tokenizer(at) if at.is_file() else family.tokenizer(at)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise UsageError(
-            f"{folder}: {family.name}: no tokenizer could be read ({str(error).splitlines()[0]}); pass tokenizer="
+            f"{at}: {family.name}: no tokenizer could be read ({str(error).splitlines()[0]}); pass tokenizer="
         ) from error
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from torch import nn
 
-from rcprobe.errors import AdapterError, UsageError
+from rcprobe.errors import AdapterError, MissingExtraError, UsageError
 
 FILE = "adapter_model.safetensors"
 
@@ -12,13 +12,13 @@ FILE = "adapter_model.safetensors"
 def with_low_rank(model: nn.Module, folder: str | Path) -> nn.Module:
     """The model under the adapters of a folder, trainable; each weight of the folder is used and none made up.
 
-    Raises ``UsageError`` without peft or without safetensors, ``AdapterError`` where the adapters were made for
-    modules of other names: peft would leave those out with a warning at most.
+    Raises ``MissingExtraError`` without peft, ``UsageError`` for a folder without safetensors, ``AdapterError`` where
+    the adapters were made for modules of other names: peft would leave those out with a warning at most.
     """
     try:
         from peft import PeftModel, get_peft_model_state_dict
     except ImportError as error:
-        raise UsageError("peft= needs the package peft: pip install peft") from error
+        raise MissingExtraError("putting adapters on a model", "peft", "peft") from error
     from safetensors import safe_open
 
     path = Path(folder) / FILE

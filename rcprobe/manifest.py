@@ -93,6 +93,7 @@ def describe(
         "device": m.device.type,
         "attention": getattr(m.config, "_attn_implementation", None),
         "revision": getattr(m.config, "_commit_hash", None),
+        "loading": _told(m),
         "plugins": dict(sorted(plugins)),
         "versions": versions(),
         "threads": torch.get_num_threads(),
@@ -127,6 +128,8 @@ def config_of(
     settings = {
         "model": without_path(m.source),
         "options": dict(m.options),
+        **_told(m),
+        "revision": getattr(m.config, "_commit_hash", None),
         "dataset": dataset.name,
         "dataset_options": dict(dataset.options),
         "limit": limit,
@@ -153,6 +156,11 @@ def command(argv: Sequence[str]) -> str:
 def without_path(source: str) -> str:
     """A model's source, an absolute path cut down to its last name."""
     return Path(source).name if os.path.isabs(os.path.expanduser(source)) else source
+
+
+def _told(m: LoadedModel) -> dict[str, Any]:
+    """What ``load`` was told of a checkpoint."""
+    return {name: without_path(value) if isinstance(value, str) else value for name, value in m.told.items()}
 
 
 def _argument(word: str) -> str:

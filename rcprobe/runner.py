@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from rcprobe.errors import TrainingError, UsageError
 from rcprobe.facts import Dataset, Direction, Fact, Query
+from rcprobe.facts_file import SUFFIX, read_facts
 from rcprobe.loaded import LoadedModel
 from rcprobe.loading import load
 from rcprobe.manifest import config_of, make_manifest
@@ -45,11 +46,11 @@ def run(
 ) -> Report:
     """Ask a model about a dataset's facts both ways and judge the signatures.
 
-    ``model`` is a name, path or hub id for ``load``, or what ``load`` returned; ``dataset`` a registered name, a
-    ``Dataset`` or facts. ``train`` trains it on forward statements first, probing along the way. With several
-    ``seeds`` each starts from the model's factory, or, for a model that came with weights, from those weights;
-    a trained model keeps the weights of the last probe when there is one seed, and gets its own back when there are
-    several. ``limit`` takes the first facts only.
+    ``model`` is a name, path or hub id for ``load``, or what ``load`` returned; ``dataset`` a registered name,
+    a CSV file, a ``Dataset`` or facts. ``train`` trains it on forward statements first, probing along the way. With
+    several ``seeds`` each starts from the model's factory, or, for a model that came with weights, from those
+    weights; a trained model keeps the weights of the last probe when there is one seed, and gets its own back when
+    there are several. ``limit`` takes the first facts only.
 
     ``out`` is the folder to keep the run in; None keeps nothing. If the same run stopped there, it goes on, and its
     numbers are those of a run that never stopped (``resume="never"`` refuses instead); another run there is refused
@@ -200,7 +201,14 @@ def _kept_seed(seed: int, kept: SeedFolder) -> SeedRun:
 
 
 def load_dataset(name: str, options: Mapping[str, Any] | None = None) -> Dataset:
-    """A registered dataset by name. Raises ``UnknownNameError``; ``UsageError`` for an option it doesn't take."""
+    """A registered dataset by name, or the facts of a CSV file.
+
+    Raises ``UnknownNameError``; ``UsageError`` for an option that it doesn't take or a file that can't be read.
+    """
+    if name.endswith(SUFFIX) and name not in registry().names("datasets"):
+        if options:
+            raise UsageError(f"dataset {name!r}: a file of facts takes no options")
+        return read_facts(name)
     make = registry().get("datasets", name)
     try:
         dataset = make(**(options or {}))

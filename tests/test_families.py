@@ -1,7 +1,9 @@
 """Released families: their checkpoints read with stock classes, checked, probed, and refused where they don't fit."""
 
+import importlib.util
 import json
 import socket
+import sys
 import time
 from pathlib import Path
 
@@ -32,11 +34,14 @@ from transformers import (
 
 import rcprobe
 from rcprobe import checkpoint, cli, loading
+from rcprobe.config import read_config
 from rcprobe.errors import AdapterError, UsageError, VerificationError
 from rcprobe.inspection import inspect
 from rcprobe.loaded import LoadedModel
+from rcprobe.probing.plain_gradients import query_gradients
 from rcprobe.probing.verify import verify, verify_shift
 from rcprobe.training import train
+from rcprobe.weights import check_weights
 from rcprobe_plugins.models.a2d import ShiftedA2d, convert
 from rcprobe_plugins.models.dream import Dream
 from rcprobe_plugins.models.llada import Llada
@@ -329,6 +334,21 @@ def test_a_released_gpt2_has_shorter_names(tmp_path):
     assert torch.equal(logits(m), logits(plain))
 
 
+def test_the_fused_weight_of_gpt2_is_read_in_parts(tmp_path):
+    """Each part's products are those of its columns, which lie side by side along what comes out."""
+    m = rcprobe.load(gpt2(tmp_path))
+    pairs = [pair for pair in rcprobe.encode(m, FACTS, "swapped") if pair.unsupported is None]
+    found = rcprobe.observe(m, pairs, read={"gradients", "storage"}, controls=0)
+    weight = m.model.transformer.h[0].attn.c_attn.weight
+    gradients = [query_gradients(m, query, [weight])[0] for query in (pairs[0].forward, pairs[0].reverse)]
+    for k, group in enumerate(("query", "key", "value")):
+        at = [part.name for part in found.gradients.parts].index(f"transformer.h.0.attn.c_attn.weight[{group}]")
+        assert found.gradients.parts[at].group == group
+        f, r = (gradient[:, 32 * k : 32 * (k + 1)] for gradient in gradients)
+        assert abs(found.gradients.inner[0, at] - (f * r).sum()) < 1e-4 * f.norm() * r.norm()
+    assert found.storage.isfinite().all()
+
+
 def test_a_released_bert_has_another_head_beside_and_older_names(tmp_path):
     plain = rcprobe.load(bert(tmp_path / "plain"))
     weights = {
@@ -503,16 +523,38 @@ def test_weights_missing_left_over_and_of_another_shape_are_listed(tmp_path):
         assert part in str(caught.value)
 
 
-def test_pickled_weights_are_never_read(tmp_path):
+def test_pickled_weights_are_not_read_unasked(tmp_path):
     folder = small.llada(tmp_path)
     for path in folder.glob("*.safetensors*"):
         path.unlink()
     (folder / "pytorch_model.bin").write_bytes(b"\x80\x04.")
-    with pytest.raises(AdapterError, match=r"only pytorch_model\.bin: pickled weights run code"):
+    with pytest.raises(AdapterError, match=r"only pytorch_model\.bin: pickled weights can run code.*--allow-pickle"):
         rcprobe.load(folder)
     (folder / "pytorch_model.bin").unlink()
     with pytest.raises(AdapterError, match=r"no model\.safetensors and no model\.safetensors\.index\.json\. "):
         rcprobe.load(folder)
+
+
+class Trap:
+    """What a pickle may do as it is read."""
+
+    def __reduce__(self):
+        return (Path.touch, (Path("ran"),))
+
+
+def test_pickled_weights_are_read_where_allowed_and_run_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    m = rcprobe.load(qwen2(tmp_path / "plain"))
+    folder = tmp_path / "plain"
+    (folder / "model.safetensors").unlink()
+    torch.save(m.model.state_dict(), folder / "pytorch_model.bin")
+    again = rcprobe.load(folder, allow_pickle=True)
+    assert torch.equal(logits(again), logits(m))
+    assert again.told == {"allow_pickle": True}
+    torch.save({**m.model.state_dict(), "trap": Trap()}, folder / "pytorch_model.bin")
+    with pytest.raises(AdapterError, match=r"the weights can't be loaded"):
+        rcprobe.load(folder, allow_pickle=True)
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("how", ["cut", "garbled", "gone"])
@@ -641,6 +683,105 @@ def test_a_target_that_names_nothing_is_an_error(released):
     wrong = Llada.variant({"lora_targets": (r"\.attn_out$",)})
     with pytest.raises(AdapterError, match=r"lora_targets: .*attn_out.* names no linear module"):
         wrong().lora_modules(released["llada"].model)
+
+
+# --- quantised ---
+
+
+@pytest.mark.parametrize(
+    ("config", "package"),
+    [({"load_in_8bit": True}, "bitsandbytes"), ({"quant_method": "torchao", "quant_type": {}}, "torchao")],
+)
+def test_what_quantised_loading_lacks_is_named(config, package, llada, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr(f"transformers.utils.import_utils.is_{package}_available", lambda *_: False)
+    found = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *at: None if name == package else found(name, *at))
+    with pytest.raises(
+        UsageError, match=rf"needs {package}, which isn't installed: pip install 'rcprobe\[quantized\]'"
+    ):
+        rcprobe.load(llada, quantization_config=config)
+
+
+def test_a_way_to_quantise_that_nobody_knows(llada):
+    with pytest.raises(AdapterError, match="Unknown quantization type, got nothing"):
+        rcprobe.load(llada, quantization_config={"quant_method": "nothing"})
+
+
+class Whole(torch.nn.Linear):
+    """A linear module that keeps whole numbers and a scale, as bitsandbytes does."""
+
+    def __init__(self, plain):
+        torch.nn.Module.__init__(self)
+        self.in_features, self.out_features, self.bias = plain.in_features, plain.out_features, plain.bias
+        self.scale = plain.weight.detach().abs().max() / 127
+        whole = (plain.weight.detach() / self.scale).round().to(torch.int8)
+        self.weight = torch.nn.Parameter(whole, requires_grad=False)
+
+    def forward(self, x):
+        return torch.nn.functional.linear(x, self.weight.to(x.dtype) * self.scale, self.bias)
+
+
+def test_quantised_weights_are_read_for_all_but_their_gradients(tmp_path):
+    m = rcprobe.load(small.llada(tmp_path))
+    for n in range(2):
+        attention = m.model.model.layers[n].self_attn
+        attention.v_proj = Whole(attention.v_proj)
+    plain = rcprobe.load(tmp_path)
+    pairs = rcprobe.encode(m, FACTS)
+    read = {"scores", "log_probs", "gradients", "storage"}
+    found, want = rcprobe.observe(m, pairs, read=read), rcprobe.observe(plain, pairs, read=read)
+    left = {f"model.layers.{n}.self_attn.v_proj.weight": "it is quantised" for n in range(2)}
+    assert found.gradients.left_out == left
+    assert len(found.gradients.parts) == len(want.gradients.parts) - 2
+    rough = {"rtol": 0, "atol": 0.02 * float(want.storage.abs().max())}
+    torch.testing.assert_close(found.storage, want.storage, equal_nan=True, **rough)
+    assert m.fingerprint() != plain.fingerprint()
+
+
+# --- what runs out, or isn't there ---
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def test_memory_that_runs_out_on_loading(error, llada, monkeypatch):
+    def fail(*_, **__):
+        raise error
+
+    for where in ("rcprobe.loading.cast", "transformers.LlamaForCausalLM.from_pretrained"):
+        with monkeypatch.context() as patch:
+            patch.setattr(where, fail)
+            with pytest.raises(AdapterError, match="memory ran out while its weights were loaded; use dtype bfloat16"):
+                rcprobe.load(llada)
+
+
+@pytest.mark.parametrize("source", ["/no/such/folder", "./nothing", "a/b/c"])
+def test_a_path_that_is_not_there_is_no_hub_id(source):
+    for ask in (rcprobe.load, inspect):
+        with pytest.raises(UsageError, match=rf"{source}: no such folder; give the folder that holds config\.json"):
+            ask(source)
+
+
+def test_a_file_in_the_place_of_a_folder(tmp_path):
+    (tmp_path / "model.bin").touch()
+    with pytest.raises(UsageError, match=r"a file, where a folder or a \.gguf file was expected"):
+        rcprobe.load(tmp_path / "model.bin")
+
+
+def test_what_loading_was_told_stands_in_the_manifest_and_is_told_again(llada, tmp_path, monkeypatch, capsys):
+    m = rcprobe.load(llada)
+    low_rank(m.model, tmp_path / "lora", m.adapter.lora_modules(m.model))
+    monkeypatch.chdir(tmp_path)
+    facts = [",".join((f.a, f.b, f.forward[0], f.reverse[0])) for f in FACTS]
+    (tmp_path / "facts.csv").write_text("\n".join(["a,b,forward,reverse", *facts]))
+    words = ["rcprobe", "run", str(llada), "facts.csv", "--quiet", "--peft", "lora", "--out", "kept"]
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code, capsys.readouterr().err
+    manifest = json.loads((tmp_path / "kept" / "manifest.json").read_text())
+    assert manifest["settings"]["loading"] == {"peft": "lora"}
+    again = read_config(tmp_path / "kept" / "manifest.json")
+    assert (again.peft, again.dataset) == ("lora", "facts.csv")
 
 
 # --- from a path to a report ---
@@ -786,7 +927,7 @@ def test_no_code_of_a_checkpoint_is_run(tmp_path, llada):
     (folder / "modeling_llada.py").write_text(f"open({str(trace)!r}, 'w')\n")
     rcprobe.load(folder)
     assert not trace.exists()
-    assert checkpoint.check_weights(folder)
+    assert check_weights(folder)
 
 
 def test_nothing_is_asked_of_the_network(llada, monkeypatch):

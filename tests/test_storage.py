@@ -4,12 +4,14 @@ import math
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from rcprobe.facts import Fact
 from rcprobe.loaded import LoadedModel
 from rcprobe.probing.engine import observe
 from rcprobe.probing.storage import storage
 from rcprobe.queries import encode
+from rcprobe_plugins.models.gpt2 import Gpt2
 from rcprobe_plugins.models.gpt2_mini import Gpt2Mini
 from rcprobe_plugins.models.llama import Llama
 from rcprobe_plugins.models.radd import Radd
@@ -128,6 +130,32 @@ def test_storage_where_heads_write_no_mean(family, options, heads):
     for head in range(heads):
         want = centred(measured(level(build(family, **options)), family, head, heads))
         torch.testing.assert_close(found[0, head], want, **tolerance(family))
+
+
+@torch.no_grad()
+def test_storage_of_a_released_gpt2():
+    """Its fused weight is transposed; positions are silenced, which storage leaves out."""
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=7, n_embd=8, n_layer=1, n_head=2, n_positions=8, tie_word_embeddings=False)
+    model = GPT2LMHeadModel(config).double().eval()
+    for parameter in model.parameters():
+        parameter += 0.3 * torch.randn_like(parameter)
+    block = model.transformer.h[0]
+    for silent in (model.transformer.wpe.weight, *block.mlp.c_proj.parameters()):
+        silent.zero_()
+    found = storage(model, Gpt2.ov_circuit, range(7), range(7))
+    for parameter in block.attn.c_attn.parameters():
+        parameter[..., :8] = 0  # queries: each key then has the same weight
+    whole, before = block.attn.c_proj.weight.clone(), []
+    model.transformer.ln_f.register_forward_pre_hook(lambda _, args: before.append(args[0]))
+    for head in range(2):
+        block.attn.c_proj.weight.copy_(whole * (torch.arange(8) // 4 == head)[:, None])
+        logits = model(torch.tensor([[1, b, 2] for b in range(7)])).logits[:, 2]
+        scale = (before.pop()[:, 2].var(-1, unbiased=False, keepdim=True) + model.transformer.ln_f.eps).sqrt()
+        shift = model.lm_head.weight @ model.transformer.ln_f.bias
+        want = centred(3 * ((logits - shift) * scale).T)
+        torch.testing.assert_close(found[0, head], want, rtol=1e-10, atol=1e-10)
+        assert want.std() > 0.1
 
 
 # --- explicit algebra on the full V × V matrix ---

@@ -29,7 +29,10 @@ Model = Annotated[
     str | None,
     typer.Argument(help="A registered model, a folder or a hub id.", show_default=False, autocompletion=_models),
 ]
-Data = Annotated[str | None, typer.Argument(help="A registered dataset.", show_default=False, autocompletion=_datasets)]
+Data = Annotated[
+    str | None,
+    typer.Argument(help="A registered dataset, or a CSV file of facts.", show_default=False, autocompletion=_datasets),
+]
 
 
 def run_command(
@@ -40,6 +43,11 @@ def run_command(
     seeds: Annotated[int | None, typer.Option(help="How many seeds (1).")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first so many facts.")] = None,
     option: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="Of the model; repeatable.")] = None,
+    revision: Annotated[str | None, typer.Option(help="The commit, branch or tag of a hub id.")] = None,
+    peft: Annotated[str | None, typer.Option(help="A folder of low-rank adapters to put on the model.")] = None,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Read pickled weights, where there are no others: tensors alone.")
+    ] = False,
     device: Annotated[str | None, typer.Option(help="cpu (the default), cuda, …")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or float64.")] = None,
     out: Annotated[str | None, typer.Option(help="The folder to keep the run in, or to go on in.")] = None,
@@ -61,6 +69,9 @@ def run_command(
         "seeds": seeds,
         "limit": limit,
         "options": _options(option or []) or None,
+        "revision": revision,
+        "peft": peft,
+        "allow_pickle": allow_pickle or None,
         "device": device,
         "dtype": dtype,
         "out": out,
@@ -115,7 +126,17 @@ def _load(asked: RunConfig, show: bool) -> "LoadedModel":
 
     if not (show and sys.stderr.isatty()):
         _no_progress_bars()
-    return load(asked.model, options=asked.options, device=asked.device, dtype=asked.dtype)
+    return load(
+        asked.model,
+        options=asked.options,
+        device=asked.device,
+        dtype=asked.dtype,
+        revision=asked.revision,
+        device_map=asked.device_map,
+        quantization_config=asked.quantization_config,
+        allow_pickle=asked.allow_pickle,
+        peft=asked.peft,
+    )
 
 
 def _cost(asked: RunConfig, show: bool) -> "Cost":

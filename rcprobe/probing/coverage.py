@@ -33,10 +33,6 @@ class Coverage:
     uses: Mapping[str, Sequence[tuple[str, str]]]
     expand_positions: bool
 
-    def output_axis(self, name: str) -> int:
-        """The dimension of a weight that runs over what comes out: 0, or 1 where it is kept transposed."""
-        return 1 if self.rules[name] == "conv1d" else 0
-
 
 _COVERED: WeakKeyDictionary[nn.Module, dict[tuple[tuple[str, int], ...], Coverage]] = WeakKeyDictionary()
 
@@ -155,7 +151,7 @@ def _wrong(m: LoadedModel, captured: Captured, plan: Coverage, named: Named, n: 
     true = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
     gradients = output_gradients(value, captured, unshared, keep=False)
     factors = factor_gradients(m, captured, unshared, gradients, Inputs(n))
-    scale = max(float(g.double().norm()) for g in true)
+    scale = max(float(_norm(g)) for g in true)
     tolerance = 5e-2 if m.dtype.itemsize < 4 else 1e-3
     wrong = set()
     for (name, parameter), gradient in zip(named, true, strict=True):
@@ -163,11 +159,16 @@ def _wrong(m: LoadedModel, captured: Captured, plan: Coverage, named: Named, n: 
             wrong.add(name)
         elif plan.rules[name] != PER_QUERY:
             total = _total(factors.get(name), parameter)
-            size = float(gradient.double().norm())
-            off = float((total.double() - gradient.double()).norm())
+            size = float(_norm(gradient))
+            off = float(_norm(total.to(gradient.dtype) - gradient))
             if off > tolerance * size + 1e-7 * scale:
                 wrong.add(name)
     return wrong
+
+
+def _norm(gradient: Tensor) -> Tensor:
+    found: Tensor = torch.linalg.vector_norm(gradient, dtype=torch.promote_types(gradient.dtype, torch.float32))
+    return found
 
 
 def _random_function(captured: Captured, m: LoadedModel) -> Tensor:

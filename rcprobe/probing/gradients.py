@@ -23,7 +23,7 @@ from rcprobe.probing.capture import capture
 from rcprobe.probing.captured import Captured, log_softmax, negative_log_prob
 from rcprobe.probing.coverage import PER_QUERY, UNREAD, Coverage, cover, factor_gradients, output_gradients
 from rcprobe.probing.factors import Factor, Formed, Grams, Inputs, shrink, split
-from rcprobe.probing.parameters import Named, Part, Which, chosen, parameter_parts
+from rcprobe.probing.parameters import Named, Part, Which, chosen, output_axis, parameter_parts
 from rcprobe.probing.plain_gradients import query_gradients
 from rcprobe.probing.sizes import BatchSize, resolve, worked_through
 from rcprobe.queries import with_target
@@ -266,7 +266,7 @@ class PairFactors:
         for name, parameter in self.named:
             unknown = torch.nan if self.plan.rules[name] == UNREAD else 0.0
             factor = factors.get(name, Formed(torch.full((n, 1), unknown, device=parameter.device)))
-            cut = split(factor, whole[name], self.plan.output_axis(name))
+            cut = split(factor, whole[name], output_axis(self.m.model, name))
             pieces[name] = [shrink(piece, self.length) for piece in cut]
         return [pieces[part.parameter][part.index] for part in self.parts]
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from rcprobe.adapter import Adapter
 from rcprobe.errors import AdapterError, UsageError
@@ -67,7 +68,7 @@ def chosen(model: nn.Module, which: Which) -> Iterator[Choice]:
     for name, parameter in model.named_parameters():
         if parameter.device.type == "meta":
             left_out[name] = "its values are offloaded"
-        elif not parameter.is_floating_point():
+        elif quantised(parameter):
             left_out[name] = "it is quantised"
         elif not parameter.requires_grad:
             left_out[name] = "it is frozen"
@@ -80,6 +81,19 @@ def chosen(model: nn.Module, which: Which) -> Iterator[Choice]:
         if not named:
             raise UsageError("no parameter takes a gradient; use parameters='all' to include frozen ones")
         yield Choice(named, dense, left_out)
+
+
+def output_axis(model: nn.Module, name: str) -> int:
+    """The dimension of a parameter that runs over what comes out: 0, or 1 for a weight that is kept transposed."""
+    from transformers.pytorch_utils import Conv1D
+
+    path, _, attribute = name.rpartition(".")
+    return int(attribute == "weight" and isinstance(model.get_submodule(path), Conv1D))
+
+
+def quantised(parameter: nn.Parameter) -> bool:
+    """Whether a parameter holds no plain numbers: whole ones (bitsandbytes), or a tensor of tensors (torchao)."""
+    return not parameter.is_floating_point() or is_traceable_wrapper_subclass(parameter)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from rcprobe.facts import Query, QueryPair
 from rcprobe.loaded import LoadedModel
 from rcprobe.probing.batch import collate
 from rcprobe.probing.capture import capture_gradient
-from rcprobe.probing.parameters import Part
+from rcprobe.probing.parameters import Part, output_axis
 from rcprobe.queries import with_target
 
 
@@ -30,10 +30,14 @@ def plain_products(
     """Columns ⟨f, r⟩, ‖f‖², ‖r‖², then ⟨f, c⟩, ‖c‖² for each control c, of pairs over parts."""
     parameters = dict(m.model.named_parameters())
     names = list(dict.fromkeys(part.parameter for part in parts))
+    axes = {name: output_axis(m.model, name) for name in names}
 
     def read(query: Query) -> list[Tensor]:
         whole = dict(zip(names, query_gradients(m, query, [parameters[name] for name in names]), strict=True))
-        return [whole[part.parameter].chunk(part.count, dim=0)[part.index].double().flatten() for part in parts]
+        return [
+            whole[part.parameter].chunk(part.count, axes[part.parameter])[part.index].double().flatten()
+            for part in parts
+        ]
 
     rows = []
     for pair, partners in zip(pairs, controls.partner.tolist(), strict=True):

@@ -9,6 +9,7 @@ import torch
 
 from rcprobe.errors import CaptureError, UsageError
 from rcprobe.loaded import LoadedModel
+from rcprobe.memory import out_of_memory
 
 BatchSize = int | Literal["auto"]
 MOST = 256  # prompts; more gain nothing
@@ -79,11 +80,6 @@ def worked_through(
             continue
         yield group, result, size
         start += len(group)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out; on the CPU torch raises a plain ``RuntimeError``."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def _fill(items: Iterable[Item], size: int, weight: Callable[[Item], int]) -> list[Item]:

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rcprobe.adapter import OvCircuit
+from rcprobe.probing.parameters import output_axis, quantised
 
 
 def storage(
@@ -22,39 +23,98 @@ def storage(
     """
     if hasattr(model, "get_base_model"):  # peft's wrapper
         model = model.get_base_model()  # type: ignore[operator]
-    embedding, head = _weight(model, circuit.embedding), _weight(model, circuit.head)
-    unembed = (head - head.mean(dim=0))[list(answers)] * _weight(model, circuit.final_norm)
-    if isinstance(model.get_submodule(circuit.final_norm), nn.LayerNorm):
+    head, final = _weight(model, circuit.head), model.get_submodule(circuit.final_norm)
+    unembed = head[list(answers)].double() - head.mean(dim=0, dtype=torch.float64)
+    unembed = unembed * _weight(model, circuit.final_norm).double()
+    if isinstance(final, nn.LayerNorm):
         unembed = unembed - unembed.mean(dim=1, keepdim=True)  # a LayerNorm also takes the mean out of what it reads
-    layers = list(model.get_submodule(circuit.layers).children())
     heads = int(model.config.num_attention_heads)  # type: ignore[union-attr, arg-type]
-    return torch.stack([_layer(circuit, layer, embedding, unembed, list(evidence), heads) for layer in layers])
+    read = _Read(_weight(model, circuit.embedding), list(evidence))
+    layers = model.get_submodule(circuit.layers).children()
+    return torch.stack([_layer(circuit, layer, read, unembed, heads) for layer in layers])
 
 
-def _layer(
-    circuit: OvCircuit, layer: nn.Module, embedding: Tensor, unembed: Tensor, evidence: list[int], heads: int
-) -> Float[Tensor, "H A E"]:
-    norm = layer.get_submodule(circuit.norm)
-    value, output = _weight(layer, circuit.value), _weight(layer, circuit.output)
+def _layer(circuit: OvCircuit, layer: nn.Module, read: "_Read", unembed: Tensor, heads: int) -> Float[Tensor, "H A E"]:
+    value, output = _weight(layer, circuit.value).double(), _weight(layer, circuit.output).double()
     part, parts = circuit.value_part
     value = value.chunk(parts, dim=0)[part]
-    with torch.no_grad():
-        read = norm(embedding.to(next(norm.parameters()).dtype)).double()
-    read = read[evidence] - read.mean(dim=0)
+    seen = read(layer.get_submodule(circuit.norm))
     width = output.shape[1] // heads
     groups = heads // (value.shape[0] // width)  # query heads a key/value head serves
     maps = []
     for h in range(heads):
         v = value[(h // groups) * width : (h // groups + 1) * width]
         o = output[:, h * width : (h + 1) * width]
-        maps.append((unembed @ o) @ (v @ read.T))
+        maps.append((unembed @ o) @ (v @ seen.T))
     return torch.stack(maps)
 
 
+class _Read:
+    """What a layer reads of the evidence's embeddings through its norm, less the mean over the vocabulary.
+
+    A norm's output is linear in its gain, so the mean is taken once for all layers whose norms differ in gain and
+    bias alone: a pass over the vocabulary a layer would cost more than all other readings.
+    """
+
+    def __init__(self, embedding: Float[Tensor, "V W"], evidence: list[int]) -> None:
+        self.embedding, self.evidence = embedding, evidence
+        self.means: dict[str, tuple[Tensor, Tensor]] = {}
+
+    @torch.no_grad()
+    def __call__(self, norm: nn.Module) -> Float[Tensor, "E W"]:
+        """Rows of the evidence, in float64."""
+        dtype = next(norm.parameters()).dtype
+        rows: Tensor = norm(self.embedding[self.evidence].to(dtype))
+        return rows.double() - self._mean(norm, dtype)
+
+    def _mean(self, norm: nn.Module, dtype: torch.dtype) -> Float[Tensor, " W"]:
+        weight, bias = norm._parameters.get("weight"), norm._parameters.get("bias")
+        embedding = self.embedding.to(dtype)
+        if weight is None or not self._linear(norm, embedding[:8]):
+            whole: Tensor = norm(embedding).mean(dim=0, dtype=torch.float64)
+            return whole
+        kind = f"{type(norm)} {norm} {dtype} {getattr(norm, 'eps', getattr(norm, 'variance_epsilon', None))}"
+        if kind not in self.means:
+            zero, one = (_with_gain(norm, embedding, gain).mean(dim=0, dtype=torch.float64) for gain in (0.0, 1.0))
+            self.means[kind] = zero, one
+        zero, one = self.means[kind]
+        return zero + weight.double() * (one - zero) + (0.0 if bias is None else bias.double())
+
+    @staticmethod
+    def _linear(norm: nn.Module, rows: Float[Tensor, "n W"]) -> bool:
+        """Whether weight and bias enter as gain and shift, on a few rows."""
+        zero, one = (_with_gain(norm, rows, gain) for gain in (0.0, 1.0))
+        weight, bias = norm.get_parameter("weight"), norm._parameters.get("bias")
+        made = zero + weight * (one - zero) + (0.0 if bias is None else bias)
+        return torch.allclose(made, norm(rows), rtol=1e-3 if rows.dtype.itemsize >= 4 else 5e-2, atol=1e-4)
+
+
+def _with_gain(norm: nn.Module, rows: Tensor, gain: float) -> Tensor:
+    """The norm's output with all of its weight at ``gain`` and no bias."""
+    values = {
+        name: torch.full_like(p, gain if name == "weight" else 0.0)
+        for name, p in norm._parameters.items()
+        if p is not None
+    }
+    found: Tensor = torch.func.functional_call(norm, values, (rows,))
+    return found
+
+
 def _weight(model: nn.Module, path: str) -> Tensor:
-    """A module's weight, with the updates of low-rank adapters added."""
+    """A module's weight with the updates of low-rank adapters added, inputs along its last dimension."""
     module: Any = model.get_submodule(path)
-    weight: Tensor = module.weight.detach().double()
+    base = getattr(module, "base_layer", module)
+    weight: Tensor = _acting(base) if quantised(base.weight) else base.weight.detach()
     for name in getattr(module, "active_adapters", ()):
-        weight = weight + module.get_delta_weight(name).detach().double()
-    return weight
+        weight = weight + module.get_delta_weight(name).detach().to(weight.dtype)
+    return weight.T if output_axis(model, f"{path}{'.base_layer' * (base is not module)}.weight") else weight
+
+
+@torch.no_grad()
+def _acting(module: Any) -> Tensor:
+    """A quantised linear module's weight, by what it does to unit vectors."""
+    weight = module.weight
+    dtype = weight.dtype if weight.is_floating_point() else torch.float32
+    unit = torch.eye(module.in_features, dtype=dtype, device=weight.device)
+    acted: Tensor = module(unit) - module(torch.zeros_like(unit))
+    return acted.T

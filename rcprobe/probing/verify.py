@@ -16,6 +16,8 @@ from rcprobe.probing.capture import capture
 from rcprobe.probing.captured import model_inputs
 
 LENGTH = 8
+STEPS = (0, -1, 1)  # from the declared row
+TOGETHER = 32  # prompts: logits of all their positions are held
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ def verify_shift(m: LoadedModel, queries: Sequence[Query]) -> Check:
     asked = [query for query in queries if query.unsupported is None][:256]
     if not asked:
         return Check("shift", None, "no query could be asked")
-    found = {step: float(_log_probs(m, asked, step).nanmean()) for step in (0, -1, 1)}
+    read = torch.cat([_log_probs(m, asked[i : i + TOGETHER]) for i in range(0, len(asked), TOGETHER)])
+    found = dict(zip(STEPS, read.nanmean(dim=0).tolist(), strict=True))
     known = 1 - math.log(m.vocabulary)
     best = max((-1, 1), key=lambda step: found[step] if math.isfinite(found[step]) else -math.inf)
     if found[best] > max(known, found[0] + 0.5):
@@ -69,14 +72,16 @@ def verify_shift(m: LoadedModel, queries: Sequence[Query]) -> Check:
     return Check("shift", True if confirmed else None, f"mean log p {found[0]:.2f} at the declared shift")
 
 
-def _log_probs(m: LoadedModel, queries: Sequence[Query], step: int) -> Tensor:
+def _log_probs(m: LoadedModel, queries: Sequence[Query]) -> Tensor:
+    """[n, 3]: log p of each query's first target, read at its row and as many steps beside it; NaN outside."""
     batch = collate(m, queries)
     with evaluating(m.model), torch.no_grad():
-        logits = m.adapter.logits(m.model(**model_inputs(m.model, batch)).logits, m.mask_id)
-    row = batch.rows[:, 0] + step
-    inside = (row >= 0) & (row < batch.attention_mask.sum(dim=1))
-    log_probs = torch.log_softmax(logits.double(), dim=-1)
-    found = log_probs[torch.arange(len(row), device=row.device), row.clamp(0, logits.shape[1] - 1), batch.targets[:, 0]]
+        logits = m.model(**model_inputs(m.model, batch)).logits
+        row = batch.rows[:, :1] + torch.tensor(STEPS, device=logits.device)
+        inside = (row >= 0) & (row < batch.attention_mask.sum(dim=1, keepdim=True))
+        at = row.clamp(0, logits.shape[1] - 1)[..., None].expand(-1, -1, logits.shape[2])
+        read = torch.log_softmax(m.adapter.logits(logits.gather(1, at), m.mask_id).double(), dim=-1)
+    found = read.gather(2, batch.targets[:, :1, None].expand(-1, len(STEPS), 1))[..., 0]
     return found.masked_fill(~inside, torch.nan).cpu()
 
 

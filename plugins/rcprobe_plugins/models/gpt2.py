@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from rcprobe.adapter import Adapter
+from rcprobe.adapter import Adapter, OvCircuit
 from rcprobe_plugins.models.stock import Groups, stock_causal
 
 
@@ -16,13 +16,22 @@ class Gpt2(Adapter):
     groups: ClassVar[Groups] = {
         r"\.wte\.weight$": "embedding",
         r"\.wpe\.weight$": "position",
-        # query, key and value lie side by side along the input's side of the weight, which can't be cut in parts
-        r"\.attn\.c_attn\.(weight|bias)$": "query, key, value",
+        r"\.attn\.c_attn\.(weight|bias)$": ("query", "key", "value"),
         r"\.attn\.c_proj\.(weight|bias)$": "output",
         r"\.mlp\.c_(fc|proj)\.(weight|bias)$": "mlp",
         r"\.ln_(1|2|f)\.(weight|bias)$": "norm",
         r"^lm_head\.weight$": "head",
     }
+    ov_circuit = OvCircuit(
+        embedding="transformer.wte",
+        layers="transformer.h",
+        norm="ln_1",
+        value="attn.c_attn",
+        value_part=(2, 3),
+        output="attn.c_proj",
+        final_norm="transformer.ln_f",
+        head="lm_head",
+    )
     unused = (r"\.attn\.(masked_)?bias$",)  # the causal mask, as older versions saved it
     lora_targets = (r"\.attn\.c_(attn|proj)$", r"\.mlp\.c_(fc|proj)$")
 
