@@ -17,11 +17,14 @@ CONFIG = TrainConfig(steps=20, lr=0.01, warmup=5, clip=0.5, ema=0.9, batch_size=
 class Learned(Encoding):
     """Uses the whole contract, each part with weights of its own."""
 
+    reads_distance_only, values_carry_position = False, True
+
     def __init__(self, width, heads, max_length):
         super().__init__(width, heads, max_length)
         self.slope = nn.Parameter(torch.linspace(0.1, 0.5, heads))
         self.scale = nn.Parameter(torch.linspace(0.5, 1.5, width // heads))
         self.shift = nn.Linear(width, width)
+        self.gain = nn.Parameter(torch.linspace(0.5, 1.5, max_length))
 
     def embed(self, x):
         return x + self.shift(x.roll(1, dims=1))
@@ -32,6 +35,12 @@ class Learned(Encoding):
     def bias(self, length):
         position = torch.arange(length)
         return (self.slope[:, None, None] * (position[:, None] - position))[None]
+
+    def place(self, value):
+        return value * self.gain[: value.shape[2], None]
+
+    def read(self, mixed):
+        return mixed / self.gain[: mixed.shape[2], None]
 
 
 def tiny(name, encoding, seed, **options):
@@ -51,7 +60,7 @@ def plain(m, seed, config=CONFIG):
 
 
 @pytest.mark.parametrize("name", ["radd", "gpt2-mini"])
-@pytest.mark.parametrize("encoding", ["rope", "alibi", "absolute", "learned"])
+@pytest.mark.parametrize("encoding", ["rope", "alibi", "absolute", "t5", "turned-values", "learned"])
 def test_side_by_side_gives_each_seed_the_plain_trainers_numbers(name, encoding):
     models = [tiny(name, encoding, seed) for seed in (3, 4)]
     recordings = record(copy.deepcopy(models), FACTS, CONFIG, [3, 4])

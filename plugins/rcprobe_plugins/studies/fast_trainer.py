@@ -171,8 +171,10 @@ def _logits(model: Any, weights: Weights, ids: Int[Tensor, "S B L"], at: Int[Ten
         qkv = qkv.view(seeds, prompts, length, 3, model.config.heads, -1)
         query, key, value = qkv.permute(3, 0, 1, 4, 2, 5).unbind(0)
         query, key = _each(model.encoding, "rotate", weights, query, key)
+        (value,) = _each(model.encoding, "place", weights, value)
         scores = query @ key.transpose(-1, -2) * block.attention.scaling
         attended = (scores if bias is None else scores + bias).softmax(dim=-1) @ value
+        (attended,) = _each(model.encoding, "read", weights, attended)
         attended = attended.transpose(2, 3).reshape(x.shape)
         if number == len(model.blocks) - 1:
             attended, x = _pick(attended, at), _pick(x, at)
