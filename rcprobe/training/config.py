@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from rcprobe.errors import UsageError
 
-
 MASKABLE = ("all", "entities")
 
 

@@ -70,8 +70,8 @@ def train(
         with randomness.own():
             for step in range(done + 1, stop + 1):
                 drawn = torch.randint(len(ids), (config.batch_size,), generator=generator)
-                asked = (tensor[drawn].to(m.device) for tensor in (ids, real, may))
-                loss = training_loss(m, objective, *asked, generator)
+                batch, whole, free = (tensor[drawn].to(m.device) for tensor in (ids, real, may))
+                loss = training_loss(m, objective, batch, whole, free, generator)
                 optimiser.param_groups[0]["lr"] = config.lr_at(step)
                 optimiser.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
