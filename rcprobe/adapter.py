@@ -19,7 +19,8 @@ class OvCircuit:
     """Where a family keeps the direct path from a token's embedding through value and output to the logits.
 
     Paths are dotted module names; those after ``layers`` are relative to one layer. ``value_part`` is (index,
-    count) where query, key and value are fused in equal parts along the output dimension.
+    count) where query, key and value are fused in equal parts along the output dimension. ``encoding`` names the
+    ``rcprobe.Encoding`` that may put position into embeddings or values; None where the path is free of position.
     """
 
     embedding: str
@@ -30,6 +31,7 @@ class OvCircuit:
     final_norm: str
     head: str
     value_part: tuple[int, int] = (0, 1)
+    encoding: str | None = None
 
 
 class Adapter:

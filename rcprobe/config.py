@@ -65,6 +65,8 @@ TRAIN_KEYS = {  # those of TrainConfig, whose import costs seconds
     "probe_every": "a whole number",
     "probe_at": "a list of whole numbers",
     "seed": "a whole number",
+    "objective": "a text",
+    "maskable": "a text",
 }
 
 

@@ -23,6 +23,7 @@ from rcprobe.plugins import registry
 from rcprobe.probing.sizes import BatchSize
 from rcprobe.store import SCHEMA, dataset_json
 from rcprobe.training import TrainConfig
+from rcprobe.training.objectives import objective_of
 
 PACKAGES = ("rcprobe", "torch", "transformers", "nnsight", "numpy", "scipy", "pandas")
 
@@ -87,7 +88,7 @@ def describe(
         "facts": len(dataset.facts),
         "metrics": [metric.name for metric in metrics],
         "seeds": list(seeds),
-        "train": asdict(train) if train else None,
+        "train": {**asdict(train), "objective": objective_of(m, train).name} if train else None,
         "batch_size": batch_size,
         "dtype": str(m.dtype).removeprefix("torch."),
         "device": m.device.type,

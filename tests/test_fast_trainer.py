@@ -8,6 +8,7 @@ from rcprobe import Fact, TrainConfig, load
 from rcprobe.encoding import Encoding
 from rcprobe.errors import TrainingError, UsageError
 from rcprobe.training import train
+from rcprobe.training.objectives import OBJECTIVES
 from rcprobe_plugins.studies.fast_trainer import record
 
 FACTS = [Fact(c, c.upper(), ("{a}0{b}0", "00{a}{b}"), ("{b}0{a}0", "00{b}{a}")) for c in "abcd"]
@@ -17,11 +18,14 @@ CONFIG = TrainConfig(steps=20, lr=0.01, warmup=5, clip=0.5, ema=0.9, batch_size=
 class Learned(Encoding):
     """Uses the whole contract, each part with weights of its own."""
 
+    reads_distance_only, values_carry_position = False, True
+
     def __init__(self, width, heads, max_length):
         super().__init__(width, heads, max_length)
         self.slope = nn.Parameter(torch.linspace(0.1, 0.5, heads))
         self.scale = nn.Parameter(torch.linspace(0.5, 1.5, width // heads))
         self.shift = nn.Linear(width, width)
+        self.gain = nn.Parameter(torch.linspace(0.5, 1.5, max_length))
 
     def embed(self, x):
         return x + self.shift(x.roll(1, dims=1))
@@ -32,6 +36,12 @@ class Learned(Encoding):
     def bias(self, length):
         position = torch.arange(length)
         return (self.slope[:, None, None] * (position[:, None] - position))[None]
+
+    def place(self, value):
+        return value * self.gain[: value.shape[2], None]
+
+    def read(self, mixed):
+        return mixed / self.gain[: mixed.shape[2], None]
 
 
 def tiny(name, encoding, seed, **options):
@@ -51,7 +61,7 @@ def plain(m, seed, config=CONFIG):
 
 
 @pytest.mark.parametrize("name", ["radd", "gpt2-mini"])
-@pytest.mark.parametrize("encoding", ["rope", "alibi", "absolute", "learned"])
+@pytest.mark.parametrize("encoding", ["rope", "alibi", "absolute", "t5", "turned-values", "learned"])
 def test_side_by_side_gives_each_seed_the_plain_trainers_numbers(name, encoding):
     models = [tiny(name, encoding, seed) for seed in (3, 4)]
     recordings = record(copy.deepcopy(models), FACTS, CONFIG, [3, 4])
@@ -63,6 +73,18 @@ def test_side_by_side_gives_each_seed_the_plain_trainers_numbers(name, encoding)
             assert found.loss == (expected.loss and pytest.approx(expected.loss, rel=1e-9))
             for parameter, weight in zip(replayed.model.parameters(), weights, strict=True):
                 torch.testing.assert_close(parameter.detach(), weight, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("maskable", ["all", "entities"])
+@pytest.mark.parametrize("objective", [o.name for o in OBJECTIVES.values() if o.kind == "masked"])
+def test_every_objective_gives_the_plain_trainers_numbers(objective, maskable):
+    config = TrainConfig(steps=4, lr=0.01, batch_size=6, ema=0.5, objective=objective, maskable=maskable)
+    m = tiny("radd", "rope", 1, depth=1)
+    (recording,) = record([copy.deepcopy(m)], FACTS, config, [1])
+    (stop, last) = list(plain(m, 1, config))[-1]
+    assert recording.stops[-1][0].loss == pytest.approx(stop.loss, rel=1e-9)
+    weights = nn.utils.parameters_to_vector(last)
+    torch.testing.assert_close(torch.from_numpy(recording.stops[-1][1]), weights, rtol=1e-9, atol=1e-9)
 
 
 def test_raw_weights_are_recorded_without_averaging():

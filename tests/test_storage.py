@@ -80,7 +80,7 @@ def scaled_logits(model, ids, row):
 # --- the whole map, from the model's own forward passes ---
 
 
-def measured(model, family, head, heads):
+def measured(model, family, head, heads, position=1):
     """[V, V]: how each token in place of the evidence moves each logit at another row, by one head's values.
 
     Queries are silenced, so that every key gets the same weight 1/n; what biases and the other tokens leave is
@@ -96,12 +96,14 @@ def measured(model, family, head, heads):
         weight = output_of(model).weight
         weight *= torch.arange(weight.shape[1]) // (weight.shape[1] // heads) == head
     length = 3
-    ids = torch.tensor([[1, b, 2] for b in range(model.config.vocab_size)])
+    ids = torch.tensor([[1, 1, 2]]).repeat(model.config.vocab_size, 1)
+    ids[:, position] = torch.arange(model.config.vocab_size)
     return length * scaled_logits(model, ids, row=2).T  # the last row sees every token, in a causal model too
 
 
 ONE_LAYER = {"depth": 1, "encoding": "rope"}
 CASES = [(Radd, ONE_LAYER, 2), (Gpt2Mini, ONE_LAYER, 2), (Llama, LLAMA, 4)]
+PLACED = ["absolute", "sinusoidal", "turned-values"]
 
 
 @pytest.mark.parametrize(("family", "options", "heads"), CASES)
@@ -114,6 +116,35 @@ def test_storage_is_what_the_evidence_does_to_the_logits(family, options, heads)
         want = centred(measured(build(family, **options), family, head, heads))
         torch.testing.assert_close(found[0, head], want, **tolerance(family))
         assert want.std() > 0.1
+
+
+@pytest.mark.parametrize("position", [0, 1])
+@pytest.mark.parametrize("encoding", PLACED)
+def test_storage_with_position_in_it_is_that_of_the_place(encoding, position):
+    flat = {"slope": 0.0} if encoding == "turned-values" else {}  # weights must be equal to be divided out
+    options = {"depth": 1, "encoding": encoding, **flat}
+    everything = range(len(ALPHABET) + 1)
+    found = storage(build(Radd, **options), Radd.ov_circuit, everything, everything, (2, position))
+    elsewhere = storage(build(Radd, **options), Radd.ov_circuit, everything, everything, (2, 1 - position))
+    for head in range(2):
+        want = centred(measured(build(Radd, **options), Radd, head, 2, position))
+        torch.testing.assert_close(found[0, head], want, **tolerance(Radd))
+    assert (found - elsewhere).abs().max() > 0.05 * found.std()
+
+
+@pytest.mark.parametrize("encoding", [*PLACED, "rope"])
+def test_observed_storage_is_read_where_the_reverse_query_stands(encoding):
+    options = {"alphabet": ALPHABET, "depth": 1, "encoding": encoding}
+    model = build(Radd, **options)
+    m = LoadedModel(model, Radd(), Radd.default_tokenizer(options), "a test")
+    two = [Fact(a, a.upper(), ("{a}0{b}", "0{a}{b}0"), ("{b}0{a}", "0{b}{a}0")) for a in "abc"]
+    found = observe(m, encode(m, two), read={"storage"})
+    answers, evidence = ([m.tokenizer.convert_tokens_to_ids(c) for c in text] for text in ("abc", "ABC"))
+    maps = [storage(model, Radd.ov_circuit, answers, evidence, place)[..., 0, 0] for place in ((2, 0), (2, 1))]
+    torch.testing.assert_close(found.storage[:2], torch.stack(maps), rtol=1e-10, atol=1e-12)
+    want = torch.stack(maps).std(dim=0, correction=0)
+    torch.testing.assert_close(found.storage_spread[0], want, rtol=1e-8, atol=1e-12)
+    assert bool((want == 0).all()) == (encoding == "rope")
 
 
 @pytest.mark.parametrize(("family", "options", "heads"), CASES[:2])
@@ -166,6 +197,8 @@ def explicit(model, n, head):
     s = {name: value.detach() for name, value in model.state_dict().items()}
     llama = hasattr(model, "model")
     e = s["model.embed_tokens.weight" if llama else "embed_tokens.weight"]
+    if "encoding.position.weight" in s:
+        e = e + s["encoding.position.weight"][0]  # the place is the first one where none is named
     unembed, width = s["lm_head.weight"], e.shape[1]
     if llama:
         at = f"model.layers.{n}."

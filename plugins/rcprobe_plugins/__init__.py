@@ -29,6 +29,10 @@ def register_encodings(register: Register) -> None:
     register("rope", "rcprobe_plugins.encodings.rope:Rope")
     register("alibi", "rcprobe_plugins.encodings.alibi:Alibi")
     register("absolute", "rcprobe_plugins.encodings.absolute:Absolute")
+    register("sinusoidal", "rcprobe_plugins.encodings.sinusoidal:Sinusoidal")
+    register("t5", "rcprobe_plugins.encodings.t5:T5")
+    register("nope", "rcprobe_plugins.encodings.nope:Nope")
+    register("turned-values", "rcprobe_plugins.encodings.turned_values:TurnedValues")
 
 
 @hookimpl

@@ -20,7 +20,7 @@ from rcprobe.probing.continuation import greedy_to_the_end
 from rcprobe.probing.gradients import GradientProducts, Reader, Scores, gradient_products
 from rcprobe.probing.parameters import Which
 from rcprobe.probing.sizes import BatchSize, resolve, worked_through
-from rcprobe.probing.storage import storage
+from rcprobe.probing.storage import Place, depends_on_place, storage
 from rcprobe.probing.training_gradients import training_cosine
 from rcprobe.queries import with_target
 
@@ -32,24 +32,24 @@ ALTERNATIVES = 8  # other targets a causal model is asked for, each at the price
 class Observation:
     """Readings of B query pairs; what wasn't asked for is None, what couldn't be read is NaN.
 
-    The axis of two is (forward, reverse). N layers with softmax attention, H heads (those asked for). Everything is
-    float64.
+        The axis of two is (forward, reverse). N layers with softmax attention, H heads (those asked for). Everything is
+        float64.
 
-    Attributes:
-        pairs: the pairs, in the order asked.
-        excluded: pair index → why it carries no numbers (unsupported, or non-finite and where).
-        scores, log_weights, attendable: at (query row, evidence), anchors the first tokens.
-        other_cells: the same three elsewhere: ``slot`` (of shifted models), and ``mean``, ``max``, ``last`` over the
-            tokens of target and evidence (``span_scores``).
-        log_probs: Σ over target tokens of log p, full vocabulary.
-        readings: reading → (log p, right or wrong as 1 or 0), the full vocabulary among them.
-        continued: 1 where a causal model, writing on greedily from the evidence, gives the target, else 0.
-        alternatives: mean log p of other trained targets at the reverse query.
-        saturated: p(target) so near 1 that its gradient is rounding noise.
-        gradients: inner products of gradients, with controls.
-        training_cosine: cos(g_train, g←), g_train the gradient of the training objective on the forward statement.
-        storage, storage_mismatched: W̃[a, b], and its mean over other facts' a.
-        batch_size: how many prompts went through at once, at the least.
+        Attributes:
+            pairs: the pairs, in the order asked.
+            excluded: pair index → why it carries no numbers (unsupported, or non-finite and where).
+            scores, log_weights, attendable: at (query row, evidence), anchors the first tokens.
+            other_cells: the same three elsewhere: ``slot`` (of shifted models), and ``mean``, ``max``, ``last`` over the
+                tokens of target and evidence (``span_scores``).
+            log_probs: Σ over target tokens of log p, full vocabulary.
+            readings: reading → (log p, right or wrong as 1 or 0), the full vocabulary among them.
+            continued: 1 where a causal model, writing on greedily from the evidence, gives the target, else 0.
+            alternatives: mean log p of other trained targets at the reverse query.
+            saturated: p(target) so near 1 that its gradient is rounding noise.
+            gradients: inner products of gradients, with controls.
+    from rcprobe.probing.storage import Place, depends_on_place, storage
+    from rcprobe.probing.training_gradients import training_cosine
+            batch_size: how many prompts went through at once, at the least.
     """
 
     pairs: tuple[QueryPair, ...]
@@ -67,6 +67,7 @@ class Observation:
     training_cosine: Float[Tensor, " B"] | None = None
     storage: Float[Tensor, "B N H"] | None = None
     storage_mismatched: Float[Tensor, "B N H"] | None = None
+    storage_spread: Float[Tensor, "B N H"] | None = None
     batch_size: int = 0
 
 
@@ -368,19 +369,26 @@ def _storage_readings(m: LoadedModel, seen: Observation) -> Observation:
     evidence = sorted({b for _, b in cells.values()})
     if not cells:
         return seen
-    table = storage(m.model, circuit, answers, evidence).cpu()
-    shape = (len(seen.pairs), *table.shape[:2])
-    own = torch.full(shape, torch.nan, dtype=torch.float64)
-    mismatched = own.clone()
+    places = {i: _place(seen.pairs[i].reverse) if depends_on_place(m.model, circuit) else (0, 0) for i in asked}
+    tables = {place: storage(m.model, circuit, answers, evidence, place).cpu() for place in set(places.values())}
+    everywhere = torch.stack(list(tables.values()))
+    spread = everywhere.std(dim=0, correction=0)
+    shape = (len(seen.pairs), *spread.shape[:2])
+    own, mismatched, spreads = (torch.full(shape, torch.nan, dtype=torch.float64) for _ in range(3))
     right: dict[int, set[int]] = {}
     for i, (a, b) in cells.items():
         right.setdefault(b, set()).update({a, *(ids[0] for ids in seen.pairs[i].reverse.other_answers)})
     for i, (a, b) in cells.items():
-        column = table[..., evidence.index(b)]
+        column = tables[places[i]][..., evidence.index(b)]
         own[i] = column[..., answers.index(a)]
+        spreads[i] = spread[..., answers.index(a), evidence.index(b)]
         others = [k for k, token in enumerate(answers) if token not in right[b]]
         mismatched[i] = column[..., others].mean(dim=-1)
-    return replace(seen, storage=own, storage_mismatched=mismatched)
+    return replace(seen, storage=own, storage_mismatched=mismatched, storage_spread=spreads)
+
+
+def _place(query: Query) -> Place:
+    return query.row, query.evidence_positions[0]
 
 
 def _evidence_token(query: Query) -> int:

@@ -8,44 +8,96 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rcprobe.adapter import OvCircuit
+from rcprobe.encoding import Encoding
 from rcprobe.probing.parameters import output_axis, quantised
+
+Place = tuple[int, int]
 
 
 def storage(
-    model: nn.Module, circuit: OvCircuit, answers: Sequence[int], evidence: Sequence[int]
+    model: nn.Module, circuit: OvCircuit, answers: Sequence[int], evidence: Sequence[int], place: Place = (0, 0)
 ) -> Float[Tensor, "N H A E"]:
     """The double-centred effective value map W̃[a, b] of each layer and head, in float64.
 
     W_eff = U W_O W_V E with the norms folded in, no MLP: the value norm is applied to the embedding itself, the
     final norm enters by its gain (its scale depends on the prompt). Columns are centred over the vocabulary (a
     softmax doesn't see a column's constant), rows over the vocabulary of evidence (what every token stores isn't
-    evidence). ``answers`` and ``evidence`` are token ids.
+    evidence). ``answers`` and ``evidence`` are token ids. ``place`` is (query row, position of the evidence), which
+    matters where ``depends_on_place``: the embedding is then that of a token at the position, and the value is what
+    the row reads of it.
     """
-    if hasattr(model, "get_base_model"):  # peft's wrapper
-        model = model.get_base_model()  # type: ignore[operator]
+    model, encoding = _plain(model), _encoding(model, circuit)
     head, final = _weight(model, circuit.head), model.get_submodule(circuit.final_norm)
     unembed = head[list(answers)].double() - head.mean(dim=0, dtype=torch.float64)
     unembed = unembed * _weight(model, circuit.final_norm).double()
     if isinstance(final, nn.LayerNorm):
         unembed = unembed - unembed.mean(dim=1, keepdim=True)  # a LayerNorm also takes the mean out of what it reads
+    embedding = _weight(model, circuit.embedding)
+    if encoding is not None:
+        embedding = _embedded(encoding, embedding, place[1])
     heads = int(model.config.num_attention_heads)  # type: ignore[union-attr, arg-type]
-    read = _Read(_weight(model, circuit.embedding), list(evidence))
+    read = _Read(embedding, list(evidence))
     layers = model.get_submodule(circuit.layers).children()
-    return torch.stack([_layer(circuit, layer, read, unembed, heads) for layer in layers])
+    return torch.stack([_layer(circuit, layer, encoding, read, unembed, heads, place) for layer in layers])
 
 
-def _layer(circuit: OvCircuit, layer: nn.Module, read: "_Read", unembed: Tensor, heads: int) -> Float[Tensor, "H A E"]:
+def depends_on_place(model: nn.Module, circuit: OvCircuit) -> bool:
+    """Whether storage is a map for each place: an encoding puts position into embeddings or values."""
+    encoding = _encoding(model, circuit)
+    return encoding is not None and encoding.values_carry_position
+
+
+def _plain(model: nn.Module) -> nn.Module:
+    """The model out of peft's wrapper."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+
+
+def _encoding(model: nn.Module, circuit: OvCircuit) -> Encoding | None:
+    if circuit.encoding is None:
+        return None
+    encoding = _plain(model).get_submodule(circuit.encoding)
+    assert isinstance(encoding, Encoding)
+    return encoding
+
+
+@torch.no_grad()
+def _embedded(encoding: Encoding, embedding: Float[Tensor, "V W"], position: int) -> Float[Tensor, "V W"]:
+    """What enters the first layer for each token at a position."""
+    sequence = embedding[:, None].expand(-1, position + 1, -1)
+    return encoding.embed(sequence)[:, position]
+
+
+@torch.no_grad()
+def _at_row(encoding: Encoding, value: Float[Tensor, "E W"], heads: int, place: Place) -> Float[Tensor, "E W"]:
+    """What the query row reads of each token's value alone."""
+    row, position = place
+    split = value.view(len(value), heads, 1, -1).expand(-1, -1, max(place) + 1, -1)
+    placed = encoding.place(split)[:, :, position : position + 1].expand_as(split)
+    return encoding.read(placed)[:, :, row].flatten(1)
+
+
+def _layer(
+    circuit: OvCircuit,
+    layer: nn.Module,
+    encoding: Encoding | None,
+    read: "_Read",
+    unembed: Tensor,
+    heads: int,
+    place: Place,
+) -> Float[Tensor, "H A E"]:
     value, output = _weight(layer, circuit.value).double(), _weight(layer, circuit.output).double()
     part, parts = circuit.value_part
     value = value.chunk(parts, dim=0)[part]
-    seen = read(layer.get_submodule(circuit.norm))
+    values = read(layer.get_submodule(circuit.norm)) @ value.T
     width = output.shape[1] // heads
     groups = heads // (value.shape[0] // width)  # query heads a key/value head serves
+    if encoding is not None:
+        values = _at_row(encoding, values, heads, place)
     maps = []
     for h in range(heads):
-        v = value[(h // groups) * width : (h // groups + 1) * width]
+        v = values[:, (h // groups) * width : (h // groups + 1) * width]
         o = output[:, h * width : (h + 1) * width]
-        maps.append((unembed @ o) @ (v @ seen.T))
+        maps.append((unembed @ o) @ v.T)
     return torch.stack(maps)
 
 

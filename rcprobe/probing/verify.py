@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from rcprobe.encoding import Encoding, misdeclared
 from rcprobe.errors import VerificationError
 from rcprobe.facts import Query
 from rcprobe.loaded import LoadedModel, evaluating
@@ -30,7 +31,7 @@ class Check:
 
 
 def verify(m: LoadedModel) -> tuple[Check, ...]:
-    """Check mask, finiteness, attention, padding and scores on random prompts.
+    """Check mask, finiteness, attention, padding, scores and positional encoding on random prompts.
 
     Raises ``VerificationError`` at the first check that fails, saying what was declared and what was seen. (The
     declared shift can only be told on a trained model: see ``verify_shift``.)
@@ -41,7 +42,8 @@ def verify(m: LoadedModel) -> tuple[Check, ...]:
             f"it declares {m.adapter.shift} and would be read at its own target"
         )
     checks = []
-    for check in (_mask, _attention, _padding, _weights):
+    own = (_encoding,) if _encodings(m) else ()
+    for check in (_mask, _attention, _padding, _weights, *own):
         found = check(m)
         if found.passed is False:
             raise VerificationError(f"{m.source} ({m.adapter.name}): {found.name}: {found.seen}")
@@ -158,6 +160,18 @@ def _weights(m: LoadedModel) -> Check:
     tolerance = 2e-2 if m.dtype.itemsize < 4 else 1e-4
     seen = f"the softmax over captured scores is {off:.1e} away from the model's own attention weights"
     return Check(name, bool(off < tolerance), seen)
+
+
+def _encodings(m: LoadedModel) -> list[Encoding]:
+    return [module for module in m.model.modules() if isinstance(module, Encoding)]
+
+
+def _encoding(m: LoadedModel) -> Check:
+    """What a tiny model's encoding declares decides how its numbers are read, so it is tried."""
+    sizes = m.config.hidden_size, m.config.num_attention_heads, m.max_length or LENGTH
+    tried = {type(encoding).__name__: misdeclared(encoding, *sizes) for encoding in _encodings(m)}
+    wrong = "; ".join(f"{name}: {reason}" for name, reason in tried.items() if reason)
+    return Check("encoding", not wrong, wrong or f"{', '.join(tried)} does what it declares")
 
 
 def _attention_weights(model: nn.Module, batch: Batch) -> list[Tensor]:

@@ -4,10 +4,16 @@ from dataclasses import dataclass
 
 from rcprobe.errors import UsageError
 
+MASKABLE = ("all", "entities")
+
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Settings of forward-only training; the objective is the one the model's adapter declares.
+    """Settings of forward-only training.
+
+    ``objective`` names one of ``rcprobe.training.objectives.OBJECTIVES``; None is the default of the model's family.
+    ``maskable`` says which tokens a masked objective may mask: all, or those of a fact's two entities alone (in the
+    letters task, only letters).
 
     ``warmup`` counts steps of linear warm-up to a constant ``lr``; ``clip`` bounds the gradient's norm; ``ema`` is
     the decay of the averaged weights that are probed (0: the raw weights). ``probe_every`` probes each so many
@@ -26,6 +32,8 @@ class TrainConfig:
     probe_every: int | None = None
     probe_at: tuple[int, ...] = ()
     seed: int = 0
+    objective: str | None = None
+    maskable: str = "all"
 
     def __post_init__(self) -> None:
         for name, low in (("steps", 1), ("batch_size", 1), ("warmup", 0), ("probe_every", 1)):
@@ -36,6 +44,8 @@ class TrainConfig:
             raise UsageError("training: lr and clip must be positive, ema at least 0 and below 1")
         if not (len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas) and self.weight_decay >= 0):
             raise UsageError("training: betas must be two numbers from 0 and below 1, weight_decay at least 0")
+        if self.maskable not in MASKABLE:
+            raise UsageError(f"training: maskable is {self.maskable!r}; use one of {', '.join(MASKABLE)}")
         outside = [k for k in self.probe_at if not 0 <= k <= self.steps]
         if outside:
             raise UsageError(f"training: probe_at names step {outside[0]}, training has {self.steps}")

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from rcprobe.errors import DataError, TrainingError
-from rcprobe.facts import Fact
+from rcprobe.facts import Fact, Span
 from rcprobe.loaded import LoadedModel
 from rcprobe.training.config import TrainConfig
-from rcprobe.training.objectives import training_loss
+from rcprobe.training.objectives import objective_of, training_loss
 from rcprobe.training.state import Keeper, Randomness, State, pack, unpack
 
 
@@ -49,7 +49,9 @@ def train(
     to come, as if it had never stopped. Raises ``TrainingError`` naming seed and step when the loss isn't finite, and
     ``DataError`` when there is nothing to train on.
     """
+    objective = objective_of(m, config)
     ids, real = forward_statements(m, facts)
+    may = maskable_tokens(m, facts, config, real)
     generator = torch.Generator().manual_seed(seed)
     randomness = Randomness(seed, m.device)
     parameters = [p for p in m.model.parameters() if p.requires_grad]
@@ -68,7 +70,8 @@ def train(
         with randomness.own():
             for step in range(done + 1, stop + 1):
                 drawn = torch.randint(len(ids), (config.batch_size,), generator=generator)
-                loss = training_loss(m, ids[drawn].to(m.device), real[drawn].to(m.device), generator)
+                batch, whole, free = (tensor[drawn].to(m.device) for tensor in (ids, real, may))
+                loss = training_loss(m, objective, batch, whole, free, generator)
                 optimiser.param_groups[0]["lr"] = config.lr_at(step)
                 optimiser.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -91,16 +94,32 @@ def train(
 
 def forward_statements(m: LoadedModel, facts: Sequence[Fact]) -> tuple[Tensor, Tensor]:
     """Token ids [S, L] of all forward statements of trained facts, padded right, and which are real [S, L]."""
-    texts = [fact.statement("forward", k)[0] for fact in facts if fact.trained for k in range(len(fact.forward))]
-    if not texts:
-        raise DataError("nothing to train on: every fact is held out")
-    rows = [torch.tensor(ids) for ids in m.tokenizer(texts)["input_ids"]]
+    rows = [torch.tensor(ids) for ids in m.tokenizer([text for text, _, _ in _statements(facts)])["input_ids"]]
     longest = max(len(row) for row in rows)
     if m.max_length is not None and longest > m.max_length:
         raise DataError(f"a forward statement has {longest} tokens, the model holds {m.max_length}")
     pad = torch.nn.utils.rnn.pad_sequence
     real = pad([torch.ones(len(row), dtype=torch.bool) for row in rows], batch_first=True)
     return pad(rows, batch_first=True, padding_value=m.pad_id), real
+
+
+def maskable_tokens(m: LoadedModel, facts: Sequence[Fact], config: TrainConfig, real: Tensor) -> Tensor:
+    """Which tokens [S, L] of the forward statements a masked objective may mask, ``config.maskable`` says which."""
+    if config.maskable == "all":
+        return real
+    may = torch.zeros_like(real)
+    for row, (text, *spans) in enumerate(_statements(facts)):
+        for place, (start, end) in enumerate(m.tokenizer.backend_tokenizer.encode(text).offsets):
+            may[row, place] = any(start < stop and end > first for first, stop in spans)
+    return may & real
+
+
+def _statements(facts: Sequence[Fact]) -> list[tuple[str, Span, Span]]:
+    """Every forward statement of trained facts. Raises ``DataError`` where there is none."""
+    found = [fact.statement("forward", k) for fact in facts if fact.trained for k in range(len(fact.forward))]
+    if not found:
+        raise DataError("nothing to train on: every fact is held out")
+    return found
 
 
 def adamw(parameters: Sequence[Tensor], config: TrainConfig) -> torch.optim.AdamW:

@@ -1,5 +1,7 @@
 """Learned absolute positions: one vector a position, added to the token's."""
 
+from typing import ClassVar
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -18,6 +20,9 @@ class PositionTable(nn.Embedding):
 
 class Absolute(Encoding):
     """A learned table of ``max_length`` positions. Raises ``AdapterError`` for a longer sequence."""
+
+    reads_distance_only: ClassVar[bool] = False
+    values_carry_position: ClassVar[bool] = True
 
     def __init__(self, width: int, heads: int, max_length: int) -> None:
         super().__init__(width, heads, max_length)

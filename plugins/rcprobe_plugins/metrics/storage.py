@@ -14,8 +14,11 @@ from rcprobe import Condition, Observation, metric
 def storage(seen: Observation) -> dict[str, Tensor]:
     """W̃[a, b] by layer and head, beside its mean over other facts' a (Prop. 4.1).
 
-    a is the first token of the reverse query's target, b that of its evidence.
+    a is the first token of the reverse query's target, b that of its evidence. Where an encoding puts position into
+    embeddings or values, the map is that of the reverse query's place, and ``spread`` its standard deviation over
+    the places asked (0 elsewhere).
     """
     assert seen.storage is not None
     assert seen.storage_mismatched is not None
-    return {"stored": seen.storage, "mismatched": seen.storage_mismatched}
+    assert seen.storage_spread is not None
+    return {"stored": seen.storage, "mismatched": seen.storage_mismatched, "spread": seen.storage_spread}

@@ -16,8 +16,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from rcprobe.adapter import Adapter, Options, OvCircuit, unknown_options
-from rcprobe.encoding import Encoding
-from rcprobe.errors import AdapterError, OptionError
+from rcprobe.encoding import Encoding, encoding_options
+from rcprobe.errors import AdapterError, OptionError, PluginError
 from rcprobe.plugins import registry
 from rcprobe_plugins.datasets.characters import character_tokenizer, vocabulary
 from rcprobe_plugins.datasets.letters import ALPHABET
@@ -67,6 +67,7 @@ class TinyConfig(PreTrainedConfig):
     depth: int = 1
     heads: int = 1
     encoding: str = "rope"
+    encoding_options: dict[str, Any] | None = None
     max_length: int = 64
     mlp_ratio: int = 4
     dropout: float = 0.0
@@ -102,6 +103,7 @@ class Attention(nn.Module):
             self.qkv(x), "b l (three h d) -> three b h l d", three=3, h=self.config.heads
         )
         query_states, key_states = encoding.rotate(query_states, key_states)
+        value_states = encoding.place(value_states)
         attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -115,7 +117,8 @@ class Attention(nn.Module):
             scaling=self.scaling,
             position_bias=bias,
         )
-        return self.out(rearrange(attn_output, "b l h d -> b l (h d)")), attn_weights
+        read = encoding.read(rearrange(attn_output, "b l h d -> b h l d"))
+        return self.out(rearrange(read, "b h l d -> b l (h d)")), attn_weights
 
 
 class Block(nn.Module):
@@ -165,8 +168,8 @@ class TinyModel(PreTrainedModel):
     def __init__(self, config: TinyConfig) -> None:
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
-        encoding = registry().get("encodings", config.encoding)
-        self.encoding: Encoding = encoding(config.width, config.heads, config.max_length)
+        kind, options = encoding_named(config.encoding), config.encoding_options or {}
+        self.encoding: Encoding = kind(config.width, config.heads, config.max_length, **options)
         dropout = config.dropout if self.attention_dropout else 0.0
         attention = partial(Attention, config, causal=self.causal, bias=self.attention_bias, dropout=dropout)
         self.blocks = nn.ModuleList(Block(config, attention(layer)) for layer in range(config.depth))
@@ -237,6 +240,7 @@ class TinyAdapter(Adapter):
         final_norm="norm",
         head="lm_head",
         value_part=(2, 3),
+        encoding="encoding",
     )
     tiny: ClassVar[Options] = {"width": 16, "heads": 2, "depth": 2, "max_length": 32}
 
@@ -259,14 +263,33 @@ class TinyAdapter(Adapter):
 
     @classmethod
     def options(cls, options: Options) -> dict[str, Any]:
-        """``encoding, depth, width, heads, max_length, dropout, alphabet``, with every default filled in."""
+        """``encoding, depth, width, heads, max_length, dropout, alphabet``, with every default filled in.
+
+        What the encoding takes itself (a ``slope``) is put under ``encoding_options``.
+        """
         names = ("encoding", "depth", "width", "heads", "max_length", "dropout")
         default = cls.configuration()
-        return fill(cls.name, options, {**{n: getattr(default, n) for n in names}, "alphabet": ALPHABET})
+        family: dict[str, Any] = {**{n: getattr(default, n) for n in names}, "alphabet": ALPHABET}
+        name = str(options.get("encoding", family["encoding"]))
+        known = encoding_options(name, encoding_named(name))
+        taken = sorted(set(known) & set(family))
+        if taken:
+            raise PluginError(f"encoding {name!r}: {cls.name} has an option {taken[0]!r} too; give it another name")
+        unknown_options(f"{cls.name} with encoding {name}", options, {**family, **known})
+        own = {n: value for n, value in options.items() if n in known}
+        filled = fill(cls.name, {n: value for n, value in options.items() if n not in known}, family)
+        return {**filled, "encoding_options": own}
 
     @classmethod
     def _masks(cls) -> bool:
         return cls.objective == "masked"
+
+
+def encoding_named(name: str) -> type[Encoding]:
+    """A registered encoding's class. Raises ``UnknownNameError``; ``PluginError`` for one that lacks its contract."""
+    kind: type[Encoding] = registry().checked("encodings", name, Encoding)
+    encoding_options(name, kind)
+    return kind
 
 
 def fill(family: str, options: Options, defaults: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,8 +20,8 @@ from rcprobe.errors import UsageError
 from rcprobe.facts import Fact
 from rcprobe.loaded import LoadedModel
 from rcprobe.training import Checkpoint, TrainConfig
-from rcprobe.training.objectives import OBJECTIVES, weighted_cross_entropy
-from rcprobe.training.trainer import Average, adamw, forward_statements
+from rcprobe.training.objectives import objective_of, weighted_cross_entropy
+from rcprobe.training.trainer import Average, adamw, forward_statements, maskable_tokens
 from rcprobe_plugins.models.blocks import TinyModel
 
 Weights = Mapping[str, Tensor]
@@ -76,14 +76,15 @@ def record(
     _check(m, layout, flat.detach(), ids[: config.batch_size])
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     optimiser, average = adamw([flat], config), Average([flat], config.ema)
-    objective, stops, losses = OBJECTIVES[m.adapter.objective], set(config.probed()), []
+    objective, may = objective_of(m, config), maskable_tokens(m, facts, config, real)
+    stops, losses = set(config.probed()), list[Tensor]()
     recorded = [[(Checkpoint(0, None), weights)] for weights in flat.detach().cpu().numpy().copy()]
     for step in range(1, config.steps + 1):
         asked = []
         for generator in generators:
             drawn = torch.randint(len(ids), (config.batch_size,), generator=generator)
             statements = ids[drawn].to(m.device)
-            asked.append((statements, *objective(m, statements, real[drawn].to(m.device), generator)))
+            asked.append((statements, *objective.draw(m, statements, may[drawn].to(m.device), generator)))
         loss = _losses(m, _named(layout, flat), *(torch.stack(tensors) for tensors in zip(*asked, strict=True)))
         (flat.grad,) = torch.autograd.grad(loss.sum(), flat)
         norm = flat.grad.norm(dim=1, keepdim=True)
@@ -171,8 +172,10 @@ def _logits(model: Any, weights: Weights, ids: Int[Tensor, "S B L"], at: Int[Ten
         qkv = qkv.view(seeds, prompts, length, 3, model.config.heads, -1)
         query, key, value = qkv.permute(3, 0, 1, 4, 2, 5).unbind(0)
         query, key = _each(model.encoding, "rotate", weights, query, key)
+        (value,) = _each(model.encoding, "place", weights, value)
         scores = query @ key.transpose(-1, -2) * block.attention.scaling
         attended = (scores if bias is None else scores + bias).softmax(dim=-1) @ value
+        (attended,) = _each(model.encoding, "read", weights, attended)
         attended = attended.transpose(2, 3).reshape(x.shape)
         if number == len(model.blocks) - 1:
             attended, x = _pick(attended, at), _pick(x, at)

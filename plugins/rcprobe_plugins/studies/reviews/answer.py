@@ -1,0 +1,86 @@
+"""An answer, and how it is worded: what is decided, and what isn't."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from rcprobe.report.panels import FigureData, Panel, Point, Series, Style
+from rcprobe.statistics import Estimate, over_seeds
+
+ENOUGH = 5  # seeds under which nothing is called decided (measurement.md's rule for the letters task)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """``question`` is its letter, ``asked`` the question, ``says`` the finding in one sentence, ``rows`` every value
+    behind it, ``panels`` the figure.
+    """
+
+    question: str
+    asked: str
+    says: str
+    rows: pd.DataFrame
+    panels: tuple[Panel, ...]
+
+    def figure(self) -> FigureData:
+        """The figure under the question's letter."""
+        how = "Points are means over seeds with 95 % t intervals; small dots are seeds."
+        return FigureData(f"reviews-{self.question}", self.asked, self.says, how, self.panels)
+
+
+def shown(values: Sequence[float]) -> str:
+    """A mean over seeds with its 95 % interval."""
+    return said(over_seeds(list(values)))
+
+
+def said(estimate: Estimate) -> str:
+    """An estimate with its 95 % interval, or that it has none."""
+    if math.isnan(estimate.value):
+        return "undefined"
+    if math.isnan(estimate.low):
+        return f"{estimate.value:.2f} (no interval from {estimate.n} seed{'s'[: estimate.n != 1]})"
+    return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]".replace("-", "−")
+
+
+def verdict(estimate: Estimate, above: str, below: str, question: str) -> str:
+    """``above`` or ``below`` zero in words, if the interval excludes it; else that the data don't decide."""
+    if estimate.n < ENOUGH:
+        return f"{estimate.n} seeds don't decide {question} ({ENOUGH} are needed)"
+    if estimate.low > 0:
+        return above
+    if estimate.high < 0:
+        return below
+    return f"the data don't decide {question}"
+
+
+def by_label(rows: pd.DataFrame, column: str, label: str = "cell") -> Mapping[str, list[float]]:
+    """A column's values over seeds, for each label in the order it came."""
+    return {str(name): list(part[column]) for name, part in rows.groupby(label, sort=False)}
+
+
+def series(
+    rows: pd.DataFrame,
+    column: str,
+    label: str,
+    style: Style,
+    place: str = "cell",
+    as_place: Callable[[object], float | str] = str,
+) -> Series:
+    """A column over places: means with intervals, each seed behind them."""
+    places = list(dict.fromkeys(rows[place]))
+    points, seeds = [], {}
+    for name in places:
+        e = over_seeds(list(rows[rows[place] == name][column]))
+        points.append(Point(e.value, e.low, e.high))
+    for seed, part in rows.groupby("seed", sort=True):
+        of = part.set_index(place)[column]
+        seeds[int(str(seed))] = tuple(float(of.get(name, math.nan)) for name in places)
+    return Series(label, style, tuple(as_place(name) for name in places), tuple(points), seeds)
+
+
+def paired(rows: pd.DataFrame, column: str, one: str, other: str, label: str = "cell") -> Estimate:
+    """The difference one − other within seeds."""
+    wide = rows.pivot(index="seed", columns=label, values=column)
+    return over_seeds(list(wide[one] - wide[other]))

@@ -1,0 +1,138 @@
+"""Questions (g) and (h): the signatures layer by layer, and which of them tell who transfers."""
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+
+from rcprobe.facts import Dataset
+from rcprobe.loaded import LoadedModel
+from rcprobe.probe import one_per_distance
+from rcprobe.probing.engine import observe
+from rcprobe.queries import encode
+from rcprobe.report.panels import Curves, Dots, Point, Series, Style
+from rcprobe.statistics import Estimate, over_clusters, over_seeds
+from rcprobe_plugins.studies.reviews.answer import Answer, said, series, verdict
+from rcprobe_plugins.studies.reviews.cells import Cell, Size, last, routing, signatures, table, trained
+from rcprobe_plugins.studies.reviews.variants import ENCODINGS, REVERSE
+
+LAYERS = 4
+SIGNATURES = ("storage", "routing", "matched", "same_target", "other_target", "other_fact", "dynamics")
+NAMES = {
+    "storage": "storage W̃[a, b] − others, at the reverse place",
+    "routing": "routing r",
+    "matched": "cos matched",
+    "same_target": "cos same target, other evidence",
+    "other_target": "cos other target, same evidence",
+    "other_fact": "cos other fact",
+    "dynamics": "cos matched − same target",
+}
+
+
+def by_layer(size: Size) -> Answer:
+    """(g) Gradient alignment and routing layer by layer, in a model of four layers under RoPE."""
+    data = size.letters()
+    cell = Cell("rope", {"encoding": "rope", "depth": LAYERS}, size.train)
+    rows = pd.DataFrame(
+        [
+            {"seed": seed, "layer": layer, **found}
+            for _, seed, m, stop in trained([cell], size, data)
+            if stop.step == size.train.steps
+            for layer, found in enumerate(_layers(m, data), start=1)
+        ]
+    )
+    wide = {name: rows.pivot(index="seed", columns="layer", values=name) for name in ("share", "excess", "routing")}
+    trend = over_seeds(list(wide["excess"][LAYERS] - wide["excess"][1]))
+    share = ", ".join(said(over_seeds(list(wide["share"][n]))) for n in range(1, LAYERS + 1))
+    decided = verdict(trend, "alignment is stronger in the last layer", "alignment is stronger in the first layer",
+                      "whether it differs between the first and the last layer")  # fmt: skip
+    says = (
+        f"Of the whole cosine, layers 1 to {LAYERS} carry {share} (the rest lies in embedding, final norm and head); "
+        f"inside a layer, matched − same-target cosine changes from the first to the last by {said(trend)}: {decided}."
+    )
+    panel = Curves(
+        "Layer by layer",
+        "layer",
+        "cosine or correlation",
+        (
+            series(rows, "cosine", "cos matched", "forward", "layer", _number),
+            series(rows, "same_target", "cos same target, other evidence", "control", "layer", _number),
+            series(rows, "share", "share of the whole cosine", "extra", "layer", _number),
+            series(rows, "routing", "routing r", "other", "layer", _number),
+        ),
+    )
+    return Answer("g", "In which layers do gradients align and routes correlate?", says, rows, (panel,))
+
+
+def _layers(m: LoadedModel, data: Dataset) -> list[dict[str, float]]:
+    seen = observe(m, one_per_distance(encode(m, data.facts)), read={"scores", "gradients"})
+    products = seen.gradients
+    assert products is not None
+    whole = products.indices()
+    norms = (products.forward_norm2[:, whole].sum(1) * products.reverse_norm2[:, whole].sum(1)).sqrt()
+    found = []
+    for layer in range(LAYERS):
+        inside = products.indices(layer=layer)
+        cosine = float(products.cosine(inside).nanmean())
+        control = float(products.control_cosine("same_target", inside).nanmean())
+        found.append(
+            {
+                "cosine": cosine,
+                "same_target": control,
+                "excess": cosine - control,
+                "share": float((products.inner[:, inside].sum(1) / norms).nanmean()),
+                "routing": routing(seen, slice(layer, layer + 1)),
+            }
+        )
+    return found
+
+
+def telling(size: Size) -> Answer:
+    """(h) Which signatures tell encodings that transfer from those that don't, and which are there before training."""
+    cells = [Cell(name, {"encoding": name}, size.train) for group in ENCODINGS.values() for name in group]
+    rows = table(cells, size, size.letters(), signatures)
+    final, first = last(rows).reset_index(drop=True), rows[rows.step == 0].reset_index(drop=True)
+    kept = ~final.cell.isin(ENCODINGS["mirror identity"])
+    after = {name: _rank(final[kept], final[kept], name) for name in SIGNATURES}
+    before = {name: _rank(first[kept], final[kept], name) for name in SIGNATURES}
+    told = [f"{NAMES[name]} ({said(e)})" for name, e in after.items() if e.low > 0 or e.high < 0]
+    early = [f"{NAMES[name]} ({said(e)})" for name, e in before.items() if e.low > 0 or e.high < 0]
+    unsure = [NAMES[name] for name, e in after.items() if not (e.low > 0 or e.high < 0)]
+    square = {name: said(over_seeds(list(first.groupby("seed")[name].mean()))) for name in SIGNATURES[2:6]}
+    says = (
+        f"Over {int(kept.sum())} models of {final[kept].cell.nunique()} encodings (without the two identities), the "
+        f"rank correlation with reverse P at the end is decided for {', '.join(told) or 'no signature'} and not for "
+        f"{', '.join(unsure) or 'none'}; before training it is decided for {', '.join(early) or 'none'}. Untrained, "
+        f"the gradient cosine is {square['matched']} matched, {square['same_target']} with the same target from other "
+        f"evidence, {square['other_target']} with another target from the same evidence and {square['other_fact']} "
+        "for another fact: the label alone, no evidence."
+    )
+    panel = Dots(
+        "Rank correlation with reverse P at the end",
+        "Spearman's ρ over models, intervals over encodings",
+        (_dots("signature at the end", "forward", after), _dots("signature before training", "control", before)),
+    )
+    return Answer("h", "Which signatures tell who transfers?", says, rows, (panel,))
+
+
+def _rank(signature: pd.DataFrame, outcome: pd.DataFrame, name: str) -> Estimate:
+    """Spearman's correlation over models, encodings being resampled whole."""
+    x, y = signature[name].to_numpy(dtype=np.float64), outcome[REVERSE].to_numpy(dtype=np.float64)
+    defined = ~(np.isnan(x) | np.isnan(y))
+
+    def statistic(weights: NDArray[np.float64]) -> float:
+        times = (weights * defined).astype(int)
+        a, b = np.repeat(np.nan_to_num(x), times), np.repeat(np.nan_to_num(y), times)
+        return float(spearmanr(a, b).statistic) if len(a) > 2 and np.ptp(a) > 0 and np.ptp(b) > 0 else np.nan
+
+    clusters = pd.factorize(outcome.cell)[0]
+    return over_clusters(statistic, clusters, defined=defined)
+
+
+def _dots(label: str, style: Style, found: dict[str, Estimate]) -> Series:
+    points = tuple(Point(e.value, e.low, e.high) for e in found.values())
+    return Series(label, style, tuple(NAMES[name] for name in found), points)
+
+
+def _number(value: object) -> float:
+    return float(str(value))

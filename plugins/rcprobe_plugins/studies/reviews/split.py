@@ -1,0 +1,130 @@
+"""Question (f): the inner product of forward and reverse gradients, matrix by matrix (App. C.2)."""
+
+from dataclasses import replace
+
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from rcprobe.facts import Dataset, QueryPair
+from rcprobe.loading import load
+from rcprobe.probe import one_per_distance
+from rcprobe.queries import encode
+from rcprobe.report.panels import Dots
+from rcprobe.statistics import over_seeds
+from rcprobe.theory import OneLayer, Split, one_layer_gradients, split_product
+from rcprobe.theory.rotary import BASE
+from rcprobe_plugins.encodings.rope import turn
+from rcprobe_plugins.studies.reviews.answer import Answer, said, series
+from rcprobe_plugins.studies.reviews.cells import Size
+
+PARTS = ("U", "W_V", "W_Q", "W_K", "E, query path", "E, key path", "E, value path", "E, crosses")
+PAIRS = 60  # matched pairs that are split; the rest would only take time
+RATE = 1e-2  # of Adam: at RADD's 1e-3 this model, without norms, doesn't learn in thousands of steps
+WEIGHTS = ("unembed", "value", "query", "key", "embedding")
+
+
+def by_matrix(size: Size) -> Answer:
+    """(f) App. C.2's split by matrix, before and after training the attention-only model that it is about."""
+    data = size.letters()
+    rows = pd.concat([_split(size, data, seed) for seed in range(size.seeds)], ignore_index=True)
+    end = rows[rows.trained == "trained"]
+    shares = {part: over_seeds(list(end[end.part == part].share)) for part in PARTS}
+    ranked = sorted(PARTS, key=lambda part: -shares[part].value)
+    negative = [part for part in PARTS if shares[part].high < 0]
+    unsure = [part for part in PARTS if shares[part].low <= 0 <= shares[part].high]
+    says = (
+        "Of the inner product of matched gradients in the trained attention-only model, "
+        f"{', '.join(f'{part} gives {said(shares[part])}' for part in ranked)}; "
+        f"negative: {', '.join(negative) or 'none'}; sign not decided: {', '.join(unsure) or 'none'}. The parts add up "
+        f"to autograd's inner product to {rows.off.max():.0e} of it; forward P is {said(over_seeds(_mean(end, 'P')))}."
+    )
+    kinds = (("before training", "control"), ("trained", "forward"))
+    panel = Dots(
+        "Share of the inner product ⟨∇L→, ∇L←⟩",
+        "share of the whole",
+        tuple(series(rows[rows.trained == kind], "share", kind, style, "part") for kind, style in kinds),  # type: ignore[arg-type]
+    )
+    return Answer("f", "Which matrices carry the inner product?", says, rows, (panel,))
+
+
+def train_one_layer(size: Size, statements: Int[Tensor, "S L"], mask: int, seed: int) -> tuple[OneLayer, OneLayer]:
+    """The attention-only model of §3 under RoPE, in float64: at its start, and trained with t-DCE by Adam."""
+    generator = torch.Generator().manual_seed(seed)
+    width = size.width
+    shapes = {"unembed": (mask, width), "embedding": (width, mask + 1)}
+    weights = {
+        name: torch.randn(*shapes.get(name, (width, width)), generator=generator, dtype=torch.float64) / width**0.5
+        for name in WEIGHTS
+    }
+    start = OneLayer(**weights, base=BASE, scale=width**-0.5)
+    leaves = {name: tensor.clone().requires_grad_() for name, tensor in weights.items()}
+    model = OneLayer(**leaves, base=BASE, scale=width**-0.5)
+    optimiser = torch.optim.Adam(leaves.values(), lr=RATE)
+    for _ in range(size.train.steps):
+        ids = statements[torch.randint(len(statements), (size.train.batch_size,), generator=generator)]
+        p = torch.rand(len(ids), 1, generator=generator, dtype=torch.float64) * 0.999 + 0.001
+        masked = torch.rand(ids.shape, generator=generator, dtype=torch.float64) < p
+        logits = _logits(model, ids.masked_fill(masked, mask))
+        losses = F.cross_entropy(logits[masked], ids[masked], reduction="none")
+        optimiser.zero_grad()
+        loss = (losses / p.expand_as(masked)[masked]).sum() / len(ids)
+        for leaf, gradient in zip(leaves.values(), torch.autograd.grad(loss, list(leaves.values())), strict=True):
+            leaf.grad = gradient
+        optimiser.step()
+    return start, replace(model, **{name: tensor.detach() for name, tensor in leaves.items()})
+
+
+def _logits(model: OneLayer, ids: Int[Tensor, "B L"]) -> Float[Tensor, "B L V"]:
+    content = model.embedding.T[ids]
+    query, key = (turn((content @ w.T)[:, None], BASE) for w in (model.query, model.key))
+    mixed = (model.scale * query @ key.transpose(-1, -2)).softmax(dim=-1)[:, 0] @ content
+    return mixed @ model.value.T @ model.unembed.T
+
+
+def _split(size: Size, data: Dataset, seed: int) -> pd.DataFrame:
+    m = load("radd", options={"width": 8, "max_length": 2 * size.length})  # its tokenizer and queries
+    texts = [fact.statement("forward", k)[0] for fact in data.facts for k in range(len(fact.forward))]
+    assert m.mask_id is not None
+    models = train_one_layer(size, torch.tensor(m.tokenizer(texts)["input_ids"]), m.mask_id, seed)
+    pairs = one_per_distance(encode(m, data.facts))
+    pairs = pairs[:: max(1, len(pairs) // PAIRS)]
+    rows = []
+    for kind, model in zip(("before training", "trained"), models, strict=True):
+        splits = [_of_pair(model, pair) for pair in pairs]
+        whole = sum(total for _, total, _ in splits)
+        found = {part: sum(_parts(split)[part] for split, _, _ in splits) for part in PARTS}
+        off = max(abs(split.total - total) / abs(total) for split, total, _ in splits)
+        probability = sum(p for _, _, p in splits) / len(splits)
+        rows += [
+            {"seed": seed, "trained": kind, "part": part, "share": found[part] / whole, "off": off, "P": probability}
+            for part in PARTS
+        ]
+    return pd.DataFrame(rows)
+
+
+def _of_pair(model: OneLayer, pair: QueryPair) -> tuple[Split, float, float]:
+    """The split in closed form, the whole by autograd, and the forward probability."""
+    gradients, whole, probability = [], [], 0.0
+    for query in (pair.forward, pair.reverse):
+        prompt, target = torch.tensor(query.input_ids), query.target_ids[0]
+        gradients.append(one_layer_gradients(model, prompt, query.row, target))
+        leaves = {name: getattr(model, name).clone().requires_grad_() for name in WEIGHTS}
+        log_p = _logits(replace(model, **leaves), prompt[None])[0, query.row].log_softmax(dim=-1)[target]
+        formed = torch.autograd.grad(-log_p, list(leaves.values()))
+        whole.append(torch.cat([gradient.flatten() for gradient in formed]))
+        probability = float(log_p.detach().exp()) if query is pair.forward else probability
+    return split_product(*gradients), float(whole[0] @ whole[1]), probability
+
+
+def _parts(split: Split) -> dict[str, float]:
+    paths = split.embedding
+    crosses = float(paths.sum() - paths.diagonal().sum())
+    values = (split.unembed, split.value, split.query, split.key, *paths.diagonal().tolist(), crosses)
+    return dict(zip(PARTS, values, strict=True))
+
+
+def _mean(rows: pd.DataFrame, column: str) -> list[float]:
+    return list(rows.groupby("seed")[column].mean())
