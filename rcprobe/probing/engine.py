@@ -39,9 +39,9 @@ class Observation:
             pairs: the pairs, in the order asked.
             excluded: pair index → why it carries no numbers (unsupported, or non-finite and where).
             scores, log_weights, attendable: at (query row, evidence), anchors the first tokens.
-            other_cells: the same three elsewhere: ``slot`` (of shifted models), and ``mean``, ``max``, ``last`` over the
-                tokens of target and evidence (``span_scores``).
-            log_probs: Σ over target tokens of log p, full vocabulary.
+            other_cells: the same three elsewhere: ``slot`` (of shifted models), and ``mean``, ``max``, ``last`` over
+            the tokens of target and evidence (``span_scores``).
+        log_probs: Σ over target tokens of log p, full vocabulary.
             readings: reading → (log p, right or wrong as 1 or 0), the full vocabulary among them.
             continued: 1 where a causal model, writing on greedily from the evidence, gives the target, else 0.
             alternatives: mean log p of other trained targets at the reverse query.
