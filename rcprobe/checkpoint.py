@@ -4,13 +4,11 @@ import importlib.util
 import json
 import pickle
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 import torch
 from torch import nn
@@ -18,12 +16,12 @@ from torch import nn
 from rcprobe.adapter import Adapter
 from rcprobe.errors import AdapterError, MissingExtraError, RcprobeError, UsageError
 from rcprobe.gguf import SUFFIX, forget_gguf, gguf_config, gguf_file
+from rcprobe.hub import from_hub, reachable
 from rcprobe.memory import out_of_memory
 from rcprobe.weights import check_weights
 
 WANTED = ["*.json", "model*.safetensors", "*.model", "*.txt", "*.jinja"]
 PICKLED = "pytorch_model*.bin"
-PATIENCE = 5.0  # seconds until a hub that doesn't answer is given up
 WRONG = {
     "missing_keys": "missing from the checkpoint",
     "unexpected_keys": "not of this architecture",
@@ -93,7 +91,7 @@ def local_folder(source: str, how: Reading) -> Path:
     from huggingface_hub import snapshot_download
 
     return Path(
-        _from_hub(
+        from_hub(
             source,
             "weights",
             lambda: snapshot_download(
@@ -101,7 +99,7 @@ def local_folder(source: str, how: Reading) -> Path:
                 revision=how.revision,
                 allow_patterns=[*WANTED, PICKLED] if how.allow_pickle else WANTED,
                 ignore_patterns=["*/*"],
-                local_files_only=not _reachable(),
+                local_files_only=not reachable(),
             ),
         )
     )
@@ -191,37 +189,12 @@ def _config_from_hub(source: str, revision: str | None) -> Path:
     from huggingface_hub import hf_hub_download
 
     return Path(
-        _from_hub(
+        from_hub(
             source,
             "config.json",
-            lambda: hf_hub_download(source, "config.json", revision=revision, local_files_only=not _reachable()),
+            lambda: hf_hub_download(source, "config.json", revision=revision, local_files_only=not reachable()),
         )
     )
-
-
-def _reachable() -> bool:
-    """Whether the hub answers at all: its client would ask five times, for minutes, before it looks in its cache."""
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    try:
-        with urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=PATIENCE):
-            return True
-    except HTTPError:  # an answer, if an unkind one
-        return True
-    except OSError:
-        return False
-
-
-def _from_hub(source: str, what: str, download: Callable[[], str]) -> str:
-    try:
-        return download()
-    except Exception as error:  # the hub client raises many kinds, each meaning: not to be had
-        raise UsageError(
-            f"{source}: no such folder, and the hub gave no {what} ({type(error).__name__}). Give the path of a local "
-            f"copy instead (elsewhere: hf download {source} --local-dir FOLDER)"
-        ) from error
 
 
 def _names(found: Any) -> list[str]:

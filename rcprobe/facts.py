@@ -22,7 +22,8 @@ class Fact:
     ``forward`` and ``reverse`` are one template or as many as there are template pairs (the k-th forward belongs
     with the k-th reverse); each holds the slots ``{a}`` and ``{b}`` once, in its direction's order.
     ``a_answers`` and ``b_answers`` are other right answers for a and for b (a child has two parents).
-    ``trained`` is false for facts held out of training. Raises ``DataError`` for templates out of order.
+    ``trained`` is false for facts held out of training. ``taught`` are the texts that training shows, where those
+    aren't the forward statements that are asked (held-out templates). Raises ``DataError`` for templates out of order.
     """
 
     a: str
@@ -32,9 +33,10 @@ class Fact:
     a_answers: str | tuple[str, ...] = ()
     b_answers: str | tuple[str, ...] = ()
     trained: bool = True
+    taught: str | tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("forward", "reverse", "a_answers", "b_answers"):
+        for name in ("forward", "reverse", "a_answers", "b_answers", "taught"):
             value = getattr(self, name)
             object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
         if not self.a.strip() or not self.b.strip():
@@ -52,6 +54,13 @@ class Fact:
     def statement(self, direction: Direction, template: int = 0) -> tuple[str, Span, Span]:
         """The text of a statement and the character spans of a and of b in it."""
         return _fill((self.forward if direction == "forward" else self.reverse)[template], self.a, self.b)
+
+    def lessons(self) -> list[tuple[str, tuple[Span, ...]]]:
+        """The texts that training shows, and the character spans of a and b in each (of those that it holds)."""
+        if not self.taught:
+            return [(text, (a, b)) for text, a, b in (self.statement("forward", k) for k in range(len(self.forward)))]
+        starts = [(text, [(text.find(name), len(name)) for name in (self.a, self.b)]) for text in self.taught]
+        return [(text, tuple((at, at + size) for at, size in found if at >= 0)) for text, found in starts]
 
 
 def _check_template(template: str, first: str, second: str, direction: str) -> None:
@@ -151,7 +160,8 @@ class Dataset:
     decides whether a model counts as trained. ``replicate`` says what repeats the experiment: facts of one model,
     or seeds (a task whose facts share one small vocabulary). ``continued`` says that causal models are also read by
     what they write from the evidence to the statement's end. ``options`` are those of a whole registered dataset, as
-    ``load_dataset`` makes it; None for any other.
+    ``load_dataset`` makes it; None for any other. ``notes`` are what a reader of the results should know of where
+    the facts come from and which were left out.
     """
 
     name: str
@@ -160,6 +170,7 @@ class Dataset:
     replicate: Literal["fact", "seed"] = "fact"
     options: Mapping[str, Any] | None = None
     continued: bool = False
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.facts:

@@ -8,10 +8,9 @@ from typing import Any, Literal
 
 from rcprobe.errors import TrainingError, UsageError
 from rcprobe.facts import Dataset, Direction, Fact, Query
-from rcprobe.facts_file import SUFFIX, read_facts
 from rcprobe.loaded import LoadedModel
 from rcprobe.loading import load
-from rcprobe.manifest import config_of, make_manifest
+from rcprobe.manifest import config_of, make_manifest, without_path
 from rcprobe.metrics import Metric
 from rcprobe.model_files import load_model, save_model
 from rcprobe.plugins import registry
@@ -201,22 +200,24 @@ def _kept_seed(seed: int, kept: SeedFolder) -> SeedRun:
 
 
 def load_dataset(name: str, options: Mapping[str, Any] | None = None) -> Dataset:
-    """A registered dataset by name, or the facts of a CSV file.
+    """A registered dataset by name, or the facts of a file: what is registered for its suffix reads it.
 
     Raises ``UnknownNameError``; ``UsageError`` for an option that it doesn't take or a file that can't be read.
     """
-    if name.endswith(SUFFIX) and name not in registry().names("datasets"):
-        if options:
-            raise UsageError(f"dataset {name!r}: a file of facts takes no options")
-        return read_facts(name)
-    make = registry().get("datasets", name)
+    given, registered = dict(options or {}), registry().names("datasets")
+    suffix = Path(name).suffix
+    if name not in registered and suffix in registered:
+        make, given["path"] = registry().get("datasets", suffix), name
+    else:
+        make = registry().get("datasets", name)
     try:
-        dataset = make(**(options or {}))
+        dataset = make(**given)
     except TypeError as error:
         raise UsageError(f"dataset {name!r}: {error}") from error
     if not isinstance(dataset, Dataset):
         raise UsageError(f"dataset {name!r} gave a {type(dataset).__name__}, not an rcprobe.Dataset")
-    return replace(dataset, options=dict(options or {}))
+    kept = {key: without_path(value) if isinstance(value, str) else value for key, value in (options or {}).items()}
+    return replace(dataset, options=kept)
 
 
 def _as_dataset(facts: Dataset | Sequence[Fact]) -> Dataset:

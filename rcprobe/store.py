@@ -75,7 +75,7 @@ class RunFolder:
         try:
             facts = tuple(Fact(**fact) for fact in found["facts"])
             readings = {name: tuple(tuple(group) for group in groups) for name, groups in found["readings"].items()}
-            return Dataset(found["name"], facts, readings, found["replicate"], found["options"], found["continued"])
+            return Dataset(**{**found, "facts": facts, "readings": readings, "notes": tuple(found["notes"])})
         except (KeyError, TypeError, AttributeError, UsageError) as error:
             raise RunError(f"{self.path / DATASET}: isn't what rcprobe writes ({error})") from error
 

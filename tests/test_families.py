@@ -33,7 +33,7 @@ from transformers import (
 )
 
 import rcprobe
-from rcprobe import checkpoint, cli, loading
+from rcprobe import cli, loading
 from rcprobe.config import read_config
 from rcprobe.errors import AdapterError, UsageError, VerificationError
 from rcprobe.inspection import inspect
@@ -594,7 +594,7 @@ def test_a_hub_that_is_out_of_reach_fails_in_seconds(how, monkeypatch):
         server.bind(("127.0.0.1", 0))
         if how == "silent":
             server.listen()
-        monkeypatch.setattr(checkpoint, "PATIENCE", 0.5)
+        monkeypatch.setattr("rcprobe.hub.PATIENCE", 0.5)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", how == "offline")
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
         began = time.monotonic()

@@ -37,8 +37,15 @@ def register_encodings(register: Register) -> None:
 
 @hookimpl
 def register_datasets(register: Register) -> None:
-    """The controlled letters task."""
+    """The controlled letters task, facts in text, and tables: a name that is a suffix reads files of that suffix."""
     register("letters", "rcprobe_plugins.datasets.letters:letters")
+    register("capitals", "rcprobe_plugins.datasets.bundled:capitals")
+    register("elements", "rcprobe_plugins.datasets.bundled:elements")
+    register("parent-child", "rcprobe_plugins.datasets.parent_child:parent_child")
+    register("person-description", "rcprobe_plugins.datasets.person_description:person_description")
+    register("t-rex", "rcprobe_plugins.datasets.t_rex:t_rex")
+    for name in ("table", ".csv", ".tsv", ".jsonl", ".parquet"):
+        register(name, "rcprobe_plugins.datasets.table:table")
 
 
 @hookimpl

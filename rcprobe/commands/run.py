@@ -25,13 +25,21 @@ def _datasets() -> list[str]:
     return registry().names("datasets")
 
 
+def _metrics() -> list[str]:
+    return registry().names("metrics")
+
+
 Model = Annotated[
     str | None,
     typer.Argument(help="A registered model, a folder or a hub id.", show_default=False, autocompletion=_models),
 ]
 Data = Annotated[
     str | None,
-    typer.Argument(help="A registered dataset, or a CSV file of facts.", show_default=False, autocompletion=_datasets),
+    typer.Argument(
+        help="A registered dataset, or a table (.csv, .jsonl, …).",
+        show_default=False,
+        autocompletion=_datasets,
+    ),
 ]
 
 
@@ -43,10 +51,17 @@ def run_command(
     seeds: Annotated[int | None, typer.Option(help="How many seeds (1).")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first so many facts.")] = None,
     option: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="Of the model; repeatable.")] = None,
+    data_option: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Of the dataset; repeatable.")
+    ] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="Measure these alone; repeatable.", autocompletion=_metrics)
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Prompts at once (what memory holds).")] = None,
     revision: Annotated[str | None, typer.Option(help="The commit, branch or tag of a hub id.")] = None,
     peft: Annotated[str | None, typer.Option(help="A folder of low-rank adapters to put on the model.")] = None,
     allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Read pickled weights, where there are no others: tensors alone.")
+        bool, typer.Option("--allow-pickle", help="Read pickled weights too (tensors alone).")
     ] = False,
     device: Annotated[str | None, typer.Option(help="cpu (the default), cuda, …")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or float64.")] = None,
@@ -58,7 +73,7 @@ def run_command(
 ) -> None:
     """Probe a model with a dataset's facts, trained first if asked.
 
-    Example: rcprobe run radd letters --steps 1500 --seeds 5 --option encoding=alibi --out runs/alibi
+    Example: rcprobe run radd letters --steps 1500 --seeds 5 --out runs/radd
     """
     if fresh and out is None and config is None:
         raise UsageError("--fresh starts over beside a folder; name it with --out")
@@ -68,7 +83,10 @@ def run_command(
         "train": None if steps is None else {"steps": steps},
         "seeds": seeds,
         "limit": limit,
-        "options": _options(option or []) or None,
+        "options": _options("--option", option or []) or None,
+        "dataset_options": _options("--data-option", data_option or []) or None,
+        "metrics": metric or None,
+        "batch_size": batch_size,
         "revision": revision,
         "peft": peft,
         "allow_pickle": allow_pickle or None,
@@ -184,12 +202,12 @@ def _no_progress_bars() -> None:
     disable_progress_bars()
 
 
-def _options(pairs: list[str]) -> dict[str, Any]:
+def _options(flag: str, pairs: list[str]) -> dict[str, Any]:
     options: dict[str, Any] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not (name and equals):
-            raise UsageError(f"--option {pair!r} is not of the form name=value")
+            raise UsageError(f"{flag} {pair!r} is not of the form name=value")
         try:
             options[name] = json.loads(value)
         except ValueError:

@@ -227,7 +227,8 @@ def build(
     signatures = judge_all(
         found, replicate=dataset.replicate, identities=identities, not_trained=gate.failed, skipped=skipped
     )
-    notes = [f"seed {run.seed} failed: {run.failure}" for run in runs if run.failure] + gate.notes
+    notes = list(dataset.notes)
+    notes += [f"seed {run.seed} failed: {run.failure}" for run in runs if run.failure] + gate.notes
     judged = {f"{metric.name} ({pairing})" for metric, pairing, _ in found.values()}
     left_out = finished[0].steps[-1].skipped if finished else {}
     notes += [f"{name} was not measured: {reason}" for name, reason in left_out.items() if name not in judged]

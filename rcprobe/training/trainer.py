@@ -94,7 +94,7 @@ def train(
 
 def forward_statements(m: LoadedModel, facts: Sequence[Fact]) -> tuple[Tensor, Tensor]:
     """Token ids [S, L] of all forward statements of trained facts, padded right, and which are real [S, L]."""
-    rows = [torch.tensor(ids) for ids in m.tokenizer([text for text, _, _ in _statements(facts)])["input_ids"]]
+    rows = [torch.tensor(ids) for ids in m.tokenizer([text for text, _ in _statements(facts)])["input_ids"]]
     longest = max(len(row) for row in rows)
     if m.max_length is not None and longest > m.max_length:
         raise DataError(f"a forward statement has {longest} tokens, the model holds {m.max_length}")
@@ -108,15 +108,15 @@ def maskable_tokens(m: LoadedModel, facts: Sequence[Fact], config: TrainConfig, 
     if config.maskable == "all":
         return real
     may = torch.zeros_like(real)
-    for row, (text, *spans) in enumerate(_statements(facts)):
+    for row, (text, spans) in enumerate(_statements(facts)):
         for place, (start, end) in enumerate(m.tokenizer.backend_tokenizer.encode(text).offsets):
             may[row, place] = any(start < stop and end > first for first, stop in spans)
     return may & real
 
 
-def _statements(facts: Sequence[Fact]) -> list[tuple[str, Span, Span]]:
-    """Every forward statement of trained facts. Raises ``DataError`` where there is none."""
-    found = [fact.statement("forward", k) for fact in facts if fact.trained for k in range(len(fact.forward))]
+def _statements(facts: Sequence[Fact]) -> list[tuple[str, tuple[Span, ...]]]:
+    """Every text that training shows of trained facts. Raises ``DataError`` where there is none."""
+    found = [lesson for fact in facts if fact.trained for lesson in fact.lessons()]
     if not found:
         raise DataError("nothing to train on: every fact is held out")
     return found

@@ -1,0 +1,66 @@
+"""What is done to the facts of one relation, wherever they were read."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from rcprobe.errors import DataError
+from rcprobe.facts import Fact
+
+
+def without_duplicates(facts: Sequence[Fact]) -> tuple[list[Fact], list[str]]:
+    """Facts of unlike entities, and a note that counts the others."""
+    kept: dict[tuple[str, str], Fact] = {}
+    for fact in facts:
+        kept.setdefault((fact.a, fact.b), fact)
+    return list(kept.values()), _note(len(facts) - len(kept), "left out: the same two entities as another row")
+
+
+def with_answers(facts: Sequence[Fact]) -> list[Fact]:
+    """Every other a of the same b, and b of the same a, counts as a right answer: a child has two parents."""
+    of_b, of_a = defaultdict(list), defaultdict(list)
+    for fact in facts:
+        of_b[fact.b].append(fact.a)
+        of_a[fact.a].append(fact.b)
+
+    def others(known: Sequence[str], all_: Sequence[str], own: str) -> tuple[str, ...]:
+        return tuple(dict.fromkeys([*known, *(text for text in all_ if text != own)]))
+
+    return [
+        replace(
+            fact,
+            a_answers=others(fact.a_answers, of_b[fact.b], fact.a),
+            b_answers=others(fact.b_answers, of_a[fact.a], fact.b),
+        )
+        for fact in facts
+    ]
+
+
+def one_to_one(facts: Sequence[Fact]) -> tuple[list[Fact], list[str]]:
+    """Facts whose reverse question has one answer: no other a goes with their b. With a note that counts the rest."""
+    count: dict[str, int] = defaultdict(int)
+    for fact in facts:
+        count[fact.b.casefold()] += 1
+    kept = [fact for fact in facts if count[fact.b.casefold()] == 1]
+    return kept, _note(len(facts) - len(kept), "left out: their reverse question has several answers")
+
+
+def shuffled(facts: Sequence[Fact], seed: int = 0) -> list[Fact]:
+    """A control: every a with another fact's b, so that what is learnt is as much, and none of it known beforehand.
+
+    Raises ``DataError`` where no such order exists (fewer than two unlike b's).
+    """
+    order = np.random.default_rng(seed).permutation(len(facts))
+    # a cycle through all facts in a drawn order: nobody keeps its b unless two facts share one
+    lender = {int(i): int(order[(k + 1) % len(order)]) for k, i in enumerate(order)}
+    moved = [replace(f, b=facts[lender[i]].b, a_answers=(), b_answers=()) for i, f in enumerate(facts)]
+    kept = [fact for fact, old in zip(moved, facts, strict=True) if fact.b != old.b]
+    if not kept:
+        raise DataError("shuffled: every fact has the same b, so there is nothing to exchange")
+    return kept
+
+
+def _note(count: int, what: str) -> list[str]:
+    return [f"{count} fact{'s'[: count != 1]} {what}"] if count else []
