@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rcprobe.errors import UnknownNameError, UsageError
 
 if TYPE_CHECKING:
+    from rcprobe.decoding import Decoding
     from rcprobe.probing.sizes import BatchSize
     from rcprobe.training import TrainConfig
 
@@ -52,6 +53,7 @@ KEYS = {
     "dtype": "a text",
     "out": "a text",
     "train": "a table",
+    "decoding": "a table",
 }
 TRAIN_KEYS = {  # those of TrainConfig, whose import costs seconds
     "steps": "a whole number",
@@ -67,6 +69,14 @@ TRAIN_KEYS = {  # those of TrainConfig, whose import costs seconds
     "seed": "a whole number",
     "objective": "a text",
     "maskable": "a text",
+}
+DECODING_KEYS = {
+    "decoder": "a text",
+    "steps": "a whole number",
+    "temperature": "a number",
+    "length": "a whole number",
+    "block": "a whole number",
+    "seed": "a whole number",
 }
 
 
@@ -85,6 +95,7 @@ class RunConfig:
     dataset_options: Mapping[str, Any] = field(default_factory=dict)
     metrics: list[str] | None = None
     train: Mapping[str, Any] = field(default_factory=dict)
+    decoding: Mapping[str, Any] = field(default_factory=dict)
     seeds: int = 1
     limit: int | None = None
     batch_size: "BatchSize" = "auto"
@@ -108,6 +119,13 @@ class RunConfig:
             raise UsageError("training: steps is missing; add it to [train], or give --steps")
         return TrainConfig(**{name: _as(TRAIN_KEYS[name], value) for name, value in self.train.items()})
 
+    def answering(self) -> "Decoding | None":
+        """How answers are written; None without a table ``decoding``. Raises ``UsageError`` for values out of range."""
+        from rcprobe.decoding import Decoding
+
+        given = {name: _as(DECODING_KEYS[name], value) for name, value in self.decoding.items()}
+        return Decoding(**given) if given else None
+
 
 def read_config(path: str | Path) -> RunConfig:
     """Read a TOML file, or a run's ``manifest.json``.
@@ -126,6 +144,7 @@ def read_config(path: str | Path) -> RunConfig:
         table = _from_manifest(path, table)
     _check(path, table, KEYS, "")
     _check(path, table.get("train", {}), TRAIN_KEYS, "train.")
+    _check(path, table.get("decoding", {}), DECODING_KEYS, "decoding.")
     return RunConfig(**table)
 
 

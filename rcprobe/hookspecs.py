@@ -47,7 +47,7 @@ def register_metrics(register: Register) -> None:
 
 @hookspec
 def register_decoders(register: Register) -> None:
-    """Name decoders."""
+    """Name decoders: each target was made by ``rcprobe.decoding.decoder``."""
 
 
 @hookspec

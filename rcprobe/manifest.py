@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from rcprobe.decoding import Decoding
 from rcprobe.facts import Dataset
 from rcprobe.files import strict
 from rcprobe.loaded import LoadedModel
@@ -36,6 +37,7 @@ def make_manifest(
     train: TrainConfig | None,
     batch_size: BatchSize,
     *,
+    decoding: Decoding | None,
     config: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """The manifest of a run that is about to start, as strict JSON holds it.
@@ -44,7 +46,7 @@ def make_manifest(
     ``config_of``) runs it again; ``stops`` are the probed steps.
     """
     settings = {
-        **describe(m, dataset, metrics, seeds, train, batch_size),
+        **describe(m, dataset, metrics, seeds, train, batch_size, decoding),
         "fingerprint": m.fingerprint(),
         "tokenizer": _tokenizer(m.tokenizer),
         "facts_digest": _digest({**dataset_json(dataset), "options": None}),
@@ -72,6 +74,7 @@ def describe(
     seeds: Sequence[int],
     train: TrainConfig | None,
     batch_size: BatchSize,
+    decoding: Decoding | None,
 ) -> dict[str, Any]:
     """How a run was made: what repeats it, and nothing of the machine's paths."""
     plugins = {(e.origin.distribution, e.origin.version) for e in registry().entries}
@@ -90,6 +93,7 @@ def describe(
         "seeds": list(seeds),
         "train": {**asdict(train), "objective": objective_of(m, train).name} if train else None,
         "batch_size": batch_size,
+        "decoding": asdict(decoding or Decoding()) if any("answers" in metric.reads for metric in metrics) else None,
         "dtype": str(m.dtype).removeprefix("torch."),
         "device": m.device.type,
         "attention": getattr(m.config, "_attn_implementation", None),
@@ -115,6 +119,7 @@ def config_of(
     train: TrainConfig | None,
     batch_size: BatchSize,
     limit: int | None,
+    decoding: Decoding | None,
 ) -> dict[str, Any] | None:
     """The configuration that ``rcprobe run --config`` takes to do the same, ``dataset`` being the one before ``limit``.
 
@@ -137,11 +142,17 @@ def config_of(
         "metrics": [metric.name for metric in metrics],
         "seeds": len(seeds),
         "batch_size": batch_size,
+        "decoding": _given(decoding),
         "device": str(m.device),
         "dtype": str(m.dtype).removeprefix("torch."),
-        "train": {key: value for key, value in asdict(train).items() if value is not None} if train else None,
+        "train": _given(train),
     }
     return {key: value for key, value in settings.items() if value not in (None, {})}
+
+
+def _given(settings: TrainConfig | Decoding | None) -> dict[str, Any] | None:
+    """Settings without those that are None, which TOML can't say."""
+    return {key: value for key, value in asdict(settings).items() if value is not None} if settings else None
 
 
 def command(argv: Sequence[str]) -> str:

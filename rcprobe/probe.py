@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 
+from rcprobe.decoding import Decoding
 from rcprobe.errors import PluginError, UsageError
 from rcprobe.facts import Dataset, Fact, Pairing, QueryPair
 from rcprobe.loaded import LoadedModel
@@ -35,8 +36,8 @@ class Probe:
     """Facts put to a model, once a ``step``; ``report`` judges what was seen.
 
     ``metrics`` are names or ``Metric`` objects; None takes every registered one that isn't only on request. Gradients
-    are read for one template pair a fact and distance (the middle one), everything else for all pairs. ``progress``
-    hears of forward passes, done and expected.
+    are read for one template pair a fact and distance (the middle one), everything else for all pairs. ``decoding``
+    says how answers are written. ``progress`` hears of forward passes, done and expected.
     """
 
     def __init__(
@@ -47,9 +48,10 @@ class Probe:
         *,
         seed: int = 0,
         batch_size: BatchSize = "auto",
+        decoding: Decoding | None = None,
         progress: Progress | None = None,
     ) -> None:
-        self.m, self.seed, self.batch_size = m, seed, batch_size
+        self.m, self.seed, self.batch_size, self.decoding = m, seed, batch_size, decoding
         self.dataset = facts if isinstance(facts, Dataset) else Dataset("facts", tuple(facts))
         self.metrics = resolve_metrics(metrics)
         self.steps: list[Step] = []
@@ -106,6 +108,7 @@ class Probe:
                 batch_size=self.batch_size,
                 candidates=self.dataset.readings,
                 continued=self.dataset.continued,
+                decoding=self.decoding,
             )
             self.batch_used = min(self.batch_used or seen.batch_size, seen.batch_size)
             if seen.gradients is not None:

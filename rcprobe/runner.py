@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from rcprobe.decoding import Decoding
 from rcprobe.errors import TrainingError, UsageError
 from rcprobe.facts import Dataset, Direction, Fact, Query
 from rcprobe.loaded import LoadedModel
@@ -38,6 +39,7 @@ def run(
     seeds: int = 1,
     limit: int | None = None,
     batch_size: BatchSize = "auto",
+    decoding: Decoding | None = None,
     out: str | Path | None = None,
     resume: Literal["auto", "never"] = "auto",
     fresh: bool = False,
@@ -49,7 +51,8 @@ def run(
     a CSV file, a ``Dataset`` or facts. ``train`` trains it on forward statements first, probing along the way. With
     several ``seeds`` each starts from the model's factory, or, for a model that came with weights, from those
     weights; a trained model keeps the weights of the last probe when there is one seed, and gets its own back when
-    there are several. ``limit`` takes the first facts only.
+    there are several. ``limit`` takes the first facts only; ``decoding`` says how answers are written, where a
+    metric reads them.
 
     ``out`` is the folder to keep the run in; None keeps nothing. If the same run stopped there, it goes on, and its
     numbers are those of a run that never stopped (``resume="never"`` refuses instead); another run there is refused
@@ -70,13 +73,15 @@ def run(
         first = train.seed if train else 0
         numbers = range(first, first + seeds)
         if kept is not None:
-            config = config_of(m, whole, chosen, numbers, train, batch_size, limit)
-            kept.begin(make_manifest(m, data, chosen, numbers, train, batch_size, config=config), data)
+            config = config_of(m, whole, chosen, numbers, train, batch_size, limit, decoding)
+            kept.begin(
+                make_manifest(m, data, chosen, numbers, train, batch_size, decoding=decoding, config=config), data
+            )
         with Display(progress) as display:
-            runs = _run_seeds(m, data, chosen, numbers, train, batch_size, display, kept)
+            runs = _run_seeds(m, data, chosen, numbers, train, batch_size, decoding, display, kept)
             if kept is not None and kept.finished():
                 return load_report(kept)
-            report = summarise(m, data, chosen, runs, train=train)
+            report = summarise(m, data, chosen, runs, train=train, decoding=decoding)
             if kept is not None:
                 save_report(report, kept.path, display.bar("writing values.csv"))
                 kept.finish()
@@ -92,6 +97,7 @@ def _run_seeds(
     seeds: range,
     train: TrainConfig | None,
     batch_size: BatchSize,
+    decoding: Decoding | None,
     display: Display,
     kept: RunFolder | None,
 ) -> list[SeedRun]:
@@ -108,7 +114,9 @@ def _run_seeds(
             m.model.load_state_dict(weights)
         one = m.replica(seed) if several and m.factory is not None else m
         bar, probing = display.bar(f"seed {seed}, training"), display.bar(f"seed {seed}, probing")
-        runs.append(run_seed(one, data, metrics, train, seed, batch_size, bar, probing=probing, kept=folder))
+        runs.append(
+            run_seed(one, data, metrics, train, seed, batch_size, bar, probing=probing, kept=folder, decoding=decoding)
+        )
     if weights is not None:
         m.model.load_state_dict(weights)
     return runs
@@ -126,6 +134,7 @@ def run_seed(
     *,
     probing: Progress | None = None,
     kept: SeedFolder | None = None,
+    decoding: Decoding | None = None,
 ) -> SeedRun:
     """One seed: train if asked, probe at each stop. A training that diverges ends as the run's ``failure``.
 
@@ -139,7 +148,7 @@ def run_seed(
         if train is not None and run.failure is None:
             load_model(m, kept.model, run.fingerprint)
         return run
-    probe = Probe(m, dataset, metrics, seed=seed, batch_size=batch_size, progress=probing)
+    probe = Probe(m, dataset, metrics, seed=seed, batch_size=batch_size, decoding=decoding, progress=probing)
     if kept is not None:
         probe.batch_size = probe.batch_used = kept.batch_size(probe.settle)
     failure = None

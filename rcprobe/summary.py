@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from rcprobe.decoding import Decoding
 from rcprobe.facts import Dataset
 from rcprobe.loaded import LoadedModel
 from rcprobe.manifest import describe
@@ -17,6 +18,7 @@ def summarise(
     runs: Sequence[SeedRun],
     *,
     train: TrainConfig | None,
+    decoding: Decoding | None = None,
 ) -> Report:
     """Judge seeds that were run, wherever they ran."""
     groups = next(iter(dataset.readings.values()), ())
@@ -28,5 +30,5 @@ def summarise(
         runs,
         chance=chance,
         identities=m.adapter.identities(m.model),
-        info=describe(m, dataset, metrics, [run.seed for run in runs], train, size),
+        info=describe(m, dataset, metrics, [run.seed for run in runs], train, size, decoding),
     )

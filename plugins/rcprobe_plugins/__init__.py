@@ -57,10 +57,18 @@ def register_metrics(register: Register) -> None:
         "gradient_alignment",
         "reverse_probability",
         "accuracy",
+        "answers",
         "span_correlation",
         "training_alignment",
     ):
         register(name, f"rcprobe_plugins.metrics.{name}:{name}")
+
+
+@hookimpl
+def register_decoders(register: Register) -> None:
+    """Orders in which masks are filled."""
+    for name in ("confidence", "entropy", "margin", "random", "sequential"):
+        register(name, f"rcprobe_plugins.decoders.ranked:{name}")
 
 
 @hookimpl

@@ -127,6 +127,7 @@ def _run(asked: RunConfig, *, fresh: bool, show: bool, as_json: bool, quiet: boo
         seeds=asked.seeds,
         limit=asked.limit,
         batch_size=asked.batch_size,
+        decoding=asked.answering(),
         out=asked.out,
         fresh=fresh,
         progress=show,

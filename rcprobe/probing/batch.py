@@ -53,29 +53,30 @@ def collate(m: LoadedModel, queries: Sequence[Query], *, spans: bool = False) ->
     rows = [(q.row, *s, *(q.rows[1:] if spans else ())) for q, s in zip(queries, slots, strict=True)]
     cells = Cells(slot, _span_cells(rows, evidence, slot).to(device) if spans else None)
     return Batch(
-        input_ids=_padded([query.input_ids for query in queries], m.pad_id).to(device),
+        input_ids=padded([query.input_ids for query in queries], m.pad_id).to(device),
         attention_mask=(torch.arange(int(lengths.max())) < lengths[:, None]).long().to(device),
-        rows=_padded([query.rows for query in queries]).to(device),
-        targets=_padded([query.target_ids for query in queries]).to(device),
+        rows=padded([query.rows for query in queries]).to(device),
+        targets=padded([query.target_ids for query in queries]).to(device),
         counts=(torch.arange(int(asked.max())) < asked[:, None]).to(device),
-        score_rows=_padded(rows).to(device),
-        evidence=_padded(evidence).to(device),
+        score_rows=padded(rows).to(device),
+        evidence=padded(evidence).to(device),
         cells=cells,
     )
 
 
 def _span_cells(rows: Sequence[Sequence[int]], evidence: Sequence[Sequence[int]], slot: bool) -> Bool[Tensor, "B R E"]:
-    of_target = _padded([[1] * len(row) for row in rows]).bool()
+    of_target = padded([[1] * len(row) for row in rows]).bool()
     if slot:
         of_target[:, 1] = False
-    return of_target[:, :, None] & _padded([[1] * len(tokens) for tokens in evidence]).bool()[:, None, :]
+    return of_target[:, :, None] & padded([[1] * len(tokens) for tokens in evidence]).bool()[:, None, :]
 
 
 def relabelled(batch: Batch, queries: Sequence[Query]) -> Batch:
     """The same prompts asked at the same rows for the targets of ``queries``."""
-    return replace(batch, targets=_padded([query.target_ids for query in queries]).to(batch.targets.device))
+    return replace(batch, targets=padded([query.target_ids for query in queries]).to(batch.targets.device))
 
 
-def _padded(rows: Sequence[Sequence[int]], fill: int = 0) -> Int[Tensor, "B L"]:
+def padded(rows: Sequence[Sequence[int]], fill: int = 0) -> Int[Tensor, "B L"]:
+    """Rows of numbers as a tensor, filled up on the right."""
     longest = max(len(row) for row in rows)
     return torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows])

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rcprobe.controls import assign, other_targets
+from rcprobe.decoding import Answer, Decoding, decode
 from rcprobe.errors import CaptureError, DataError, UsageError
 from rcprobe.facts import Query, QueryPair
 from rcprobe.loaded import LoadedModel
@@ -24,7 +25,7 @@ from rcprobe.probing.storage import Place, depends_on_place, storage
 from rcprobe.probing.training_gradients import training_cosine
 from rcprobe.queries import with_target
 
-READS = frozenset({"scores", "span_scores", "log_probs", "gradients", "training_gradients", "storage"})
+READS = frozenset({"scores", "span_scores", "log_probs", "answers", "gradients", "training_gradients", "storage"})
 ALTERNATIVES = 8  # other targets a causal model is asked for, each at the price of a prompt
 
 
@@ -44,7 +45,8 @@ class Observation:
         log_probs: Σ over target tokens of log p, full vocabulary.
             readings: reading → (log p, right or wrong as 1 or 0), the full vocabulary among them.
             continued: 1 where a causal model, writing on greedily from the evidence, gives the target, else 0.
-            alternatives: mean log p of other trained targets at the reverse query.
+            answers: what the model wrote for the forward and for the reverse query, by pair index.
+        alternatives: mean log p of other trained targets at the reverse query.
             saturated: p(target) so near 1 that its gradient is rounding noise.
             gradients: inner products of gradients, with controls.
     from rcprobe.probing.storage import Place, depends_on_place, storage
@@ -61,6 +63,7 @@ class Observation:
     log_probs: Float[Tensor, "B 2"] | None = None
     readings: Mapping[str, tuple[Float[Tensor, "B 2"], Float[Tensor, "B 2"]]] | None = None
     continued: Float[Tensor, "B 2"] | None = None
+    answers: Mapping[int, tuple[Answer, Answer]] | None = None
     alternatives: Float[Tensor, " B"] | None = None
     saturated: Bool[Tensor, "B 2"] | None = None
     gradients: GradientProducts | None = None
@@ -83,6 +86,7 @@ def observe(
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
     continued: bool = False,
+    decoding: Decoding | None = None,
 ) -> Observation:
     """Read what the metrics need of query pairs in one pass, each query once.
 
@@ -90,8 +94,9 @@ def observe(
     kinds); ``candidates`` names readings beside the full vocabulary. ``layers`` and ``heads`` (numbers from 0) keep
     only those of the scores and, of gradients, only those layers' parameters; where nothing but scores is read, the
     pass ends with the last layer asked for. ``continued`` lets a causal model also write from the evidence to the
-    statement's end (with ``log_probs``). ``batch_size`` is in prompts; "auto" takes what memory holds, and either
-    is halved where memory runs out. Pairs that can't be asked keep their row, as NaN, and their reason.
+    statement's end (with ``log_probs``), ``decoding`` says how ``answers`` are written. ``batch_size`` is in prompts;
+    "auto" takes what memory holds, and either is halved where memory runs out. Pairs that can't be asked keep their
+    row, as NaN, and their reason.
     Raises ``DataError`` for no pairs or an unknown reading, ``UsageError`` for a layer or head the model lacks.
     """
     if not pairs:
@@ -130,6 +135,11 @@ def observe(
         seen = replace(answers.put(seen, heads), batch_size=size)
     if continued and kinds and m.adapter.objective == "causal" and asked:
         seen = _continued(m, seen, asked, batch_size)
+    if "answers" in read:
+        written = decode(
+            m, [q for i in asked for q in (pairs[i].forward, pairs[i].reverse)], decoding, batch_size=batch_size
+        )
+        seen = replace(seen, answers=dict(zip(asked, zip(written[::2], written[1::2], strict=True), strict=True)))
     if "training_gradients" in read:
         seen = _training_cosine(m, seen, parameters, batch_size)
     if "storage" in read:

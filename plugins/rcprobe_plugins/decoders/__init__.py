@@ -1,0 +1,1 @@
+"""Bundled decoders of masked models."""

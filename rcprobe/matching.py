@@ -1,0 +1,39 @@
+"""Whether what a model wrote is an answer."""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Match:
+    """``exact`` after NFKC, lower case and outer white space; ``loose`` also without final punctuation and with white
+    space collapsed; ``prefix`` where the text starts with an answer, ``contains`` where it holds one, at word
+    boundaries both.
+    """
+
+    exact: bool
+    loose: bool
+    prefix: bool
+    contains: bool
+
+
+def match(text: str, answers: Sequence[str]) -> Match:
+    """Compare a text with the right answers, any of which will do. An empty answer matches nothing."""
+    found, wanted = _folded(text), [folded for answer in answers if (folded := _folded(answer))]
+    loose, bare = _bare(found), [_bare(answer) for answer in wanted]
+    return Match(
+        exact=found in wanted,
+        loose=loose in bare,
+        prefix=any(re.match(rf"{re.escape(answer)}(?!\w)", loose) for answer in bare),
+        contains=any(re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", loose) for answer in bare),
+    )
+
+
+def _folded(text: str) -> str:
+    return unicodedata.normalize("NFKC", text).lower().strip()
+
+
+def _bare(text: str) -> str:
+    return re.sub(r"[\s.,;:!?…]+$", "", " ".join(text.split()))

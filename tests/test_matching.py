@@ -1,0 +1,33 @@
+"""When a text is an answer."""
+
+import pytest
+
+from rcprobe.matching import Match, match
+
+RIGHT = Match(True, True, True, True)
+WRONG = Match(False, False, False, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "answers", "found"),
+    [
+        ("Paris", ["Paris"], RIGHT),
+        (" paris\n", ["Paris"], RIGHT),
+        ("ＰＡＲＩＳ", ["Paris"], RIGHT),  # NFKC
+        ("Ann  Low.", ["Ann Low"], Match(False, True, True, True)),
+        ("Paris!", ["Lyon", "Paris"], Match(False, True, True, True)),
+        ("Paris, of course", ["Paris"], Match(False, False, True, True)),
+        ("Parisian", ["Paris"], WRONG),
+        ("It is Paris", ["Paris"], Match(False, False, False, True)),
+        ("comparison", ["paris"], WRONG),
+        ("x+y", ["x+y"], RIGHT),
+        ("N'Djamena", ["N'Djamena"], RIGHT),
+        ("Lima", ["Paris"], WRONG),
+        ("", ["Paris"], WRONG),
+        ("Paris", [""], WRONG),
+        ("", [""], WRONG),
+        ("Paris", [], WRONG),
+    ],
+)
+def test_what_counts_as_an_answer(text, answers, found):
+    assert match(text, answers) == found
