@@ -46,7 +46,8 @@ def padding_agrees(m: LoadedModel, queries: Sequence[Query], tolerance: float) -
     together, worst = capture(m, batch), 0.0
     for b, query in enumerate(queries):
         alone = capture(m, collate(m, [query]))
-        for one, other in ((alone.logits[0], together.logits[b]), (alone.scores[0], together.scores[b])):
+        logits = together.logits[b, : len(query.rows)]
+        for one, other in ((alone.logits[0], logits), (alone.scores[0], together.scores[b])):
             if one.numel():
                 worst = max(worst, float((one - other).abs().max() / one.abs().max().clamp(min=1)))
     seen = f"a prompt's logits and scores alone and in a padded batch are {worst:.1e} apart"
