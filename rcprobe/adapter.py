@@ -54,6 +54,7 @@ class Adapter:
         generality: 0 for a family that knows its checkpoints by their marks; one that takes whatever fits says 1 or
             more, and steps back where a family of a lower number claims the checkpoint too.
         tiny: options of ``build`` for a small random model, as tests and ``plugins check`` use it.
+        tiny_config: the same for a family that is read from checkpoints: a ``config.json`` of its layout in small.
     """
 
     name: ClassVar[str] = ""
@@ -70,6 +71,7 @@ class Adapter:
     lora_targets: ClassVar[tuple[str, ...]] = ()
     generality: ClassVar[int] = 0
     tiny: ClassVar[Options] = {}
+    tiny_config: ClassVar[Mapping[str, Any]] = {}
 
     @classmethod
     def matches(cls, config: Mapping[str, Any]) -> bool:

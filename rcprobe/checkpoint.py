@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from rcprobe.adapter import Adapter
-from rcprobe.errors import AdapterError, MissingExtraError, RcprobeError, UsageError
+from rcprobe.errors import AdapterError, MissingExtraError, UsageError
 from rcprobe.gguf import SUFFIX, forget_gguf, gguf_config, gguf_file
 from rcprobe.hub import from_hub, reachable
 from rcprobe.memory import out_of_memory
@@ -28,7 +28,7 @@ WRONG = {
     "mismatched_keys": "of another shape",
     "error_msgs": "not readable",
 }
-EXTRAS = {"gguf": "gguf", "bitsandbytes": "quantized", "torchao": "quantized", "accelerate": "quantized"}
+EXTRAS = {"gguf": "gguf", "bitsandbytes": "quantized", "torchao": "quantized", "accelerate": "accelerate"}
 DeviceMap = str | Mapping[str, int | str]
 
 
@@ -131,10 +131,13 @@ def read_model(
                 **where,
             )
     except ImportError as error:
-        raise _needs(at, error) from error
+        raise _needs(at, error) or AdapterError(f"{at}: reading it needs what isn't installed ({error})") from error
     except (OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
         if out_of_memory(error):
             raise
+        needed = _needs(at, error)
+        if needed is not None:
+            raise needed from error
         raise AdapterError(f"{at}: {family.name}: the weights can't be loaded ({error})") from error
     wrong = {kind: _names(info[kind]) for kind in WRONG if info.get(kind)}
     wrong["unexpected_keys"] = [
@@ -158,12 +161,12 @@ def read_model(
     return loaded
 
 
-def _needs(at: Path, error: ImportError) -> RcprobeError:
+def _needs(at: Path, error: Exception) -> MissingExtraError | None:
     """What is to be installed, where transformers says that something isn't."""
     for package, extra in EXTRAS.items():
-        if package in str(error) and importlib.util.find_spec(package) is None:
-            return MissingExtraError(f"{at}: reading these weights", package, extra)
-    return AdapterError(f"{at}: reading these weights needs what isn't installed ({error})")
+        if package in str(error).lower() and importlib.util.find_spec(package) is None:
+            return MissingExtraError(f"{at}: reading it so", package, extra)
+    return None
 
 
 def architecture(family: type[Adapter]) -> Any:

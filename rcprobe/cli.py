@@ -82,6 +82,28 @@ def plugins_show(
         typer.echo(f"  defined  {row['target']}")
 
 
+@plugins_cli.command("check")
+def plugins_check(
+    name: Annotated[str, typer.Argument(help="A registered model family.", show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+) -> None:
+    """Hold a model family to what it declares, on a tiny random model, and say in words what is wrong.
+
+    Example: rcprobe plugins check llada
+    """
+    from rcprobe.adapter import Adapter
+    from rcprobe.conformance import check_adapter, report
+
+    found = check_adapter(registry().checked("models", name, Adapter))
+    if as_json:
+        print_json([{"name": check.name, "passed": check.passed, "seen": check.seen} for check in found])
+    else:
+        typer.echo(report(name, found))
+    tell_failures()
+    if any(check.passed is False for check in found):
+        raise typer.Exit(1)
+
+
 def _described(entry: Entry) -> dict[str, str]:
     return {"kind": entry.kind, "name": entry.name, "target": entry.target, **_origin(entry.origin)}
 

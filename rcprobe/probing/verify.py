@@ -36,19 +36,25 @@ def verify(m: LoadedModel) -> tuple[Check, ...]:
     Raises ``VerificationError`` at the first check that fails, saying what was declared and what was seen. (The
     declared shift can only be told on a trained model: see ``verify_shift``.)
     """
-    if m.adapter.objective == "causal" and m.adapter.shift < 1:
-        raise VerificationError(
-            f"{m.source} ({m.adapter.name}): shift: a causal model's logits at i predict i + 1, so shift is 1 or more; "
-            f"it declares {m.adapter.shift} and would be read at its own target"
-        )
     checks = []
-    own = (_encoding,) if _encodings(m) else ()
-    for check in (_mask, _attention, _padding, _weights, *own):
-        found = check(m)
+    for found in checked(m):
         if found.passed is False:
             raise VerificationError(f"{m.source} ({m.adapter.name}): {found.name}: {found.seen}")
         checks.append(found)
     return tuple(checks)
+
+
+def checked(m: LoadedModel) -> Iterator[Check]:
+    """The checks one after another, failed ones too."""
+    if m.adapter.objective == "causal" and m.adapter.shift < 1:
+        seen = (
+            f"a causal model's logits at i predict i + 1, so shift is 1 or more; it declares {m.adapter.shift} and "
+            "would be read at its own target"
+        )
+        yield Check("shift", False, seen)
+    own = (_encoding,) if _encodings(m) else ()
+    for check in (_mask, _attention, _padding, _weights, *own):
+        yield check(m)
 
 
 def verify_shift(m: LoadedModel, queries: Sequence[Query]) -> Check:
@@ -141,7 +147,7 @@ def _weights(m: LoadedModel) -> Check:
     captured = capture(m, batch)
     if not captured.scores.shape[1]:
         return Check(name, None, "no softmax attention call found: scores are unsupported")
-    shown = _attention_weights(m.model, batch)
+    shown = attention_weights(m.model, batch)
     layers = captured.log_weights.shape[1]
     if shown and len(shown) != layers:
         return Check(name, False, f"{layers} layers were captured, the model shows {len(shown)}")
@@ -174,7 +180,8 @@ def _encoding(m: LoadedModel) -> Check:
     return Check("encoding", not wrong, wrong or f"{', '.join(tried)} does what it declares")
 
 
-def _attention_weights(model: nn.Module, batch: Batch) -> list[Tensor]:
+def attention_weights(model: nn.Module, batch: Batch) -> list[Tensor]:
+    """The weights [B, H, L, L] of each layer as the model shows them when it computes eagerly; none if it doesn't."""
     with _eager(model), evaluating(model), torch.no_grad():
         if model.config._attn_implementation != "eager":  # type: ignore[union-attr]
             return []  # it can't be switched, and what it then shows need not be what it does (Falcon)

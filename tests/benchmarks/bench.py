@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rcprobe import observe
+from rcprobe import load, observe
 from rcprobe.controls import Assignment, assign
 from rcprobe.facts import Query, QueryPair
 from rcprobe.loaded import LoadedModel
@@ -240,6 +240,26 @@ def growth_rows(repeats: int) -> Iterator[Row]:
     yield "growth of gradient products with pairs, exponent", slope(counts, [seconds(n, 32) for n in counts]), ""
 
 
+def real_rows(repeats: int) -> Iterator[Row]:
+    """SmolLM2-135M, where `make weights` has put it: 64 pairs of 12 tokens, all that the signatures read."""
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    import weights
+
+    if not weights.there():
+        print(f"SmolLM2: {weights.MISSING}", flush=True)
+        return
+    m = load(weights.SMOLLM2)
+    pairs = pairs_of(m, 64, 12)
+    read = {"scores", "log_probs", "gradients", "storage"}
+    observe(m, pairs[:2], read=read, controls=0)  # the check of every parameter's rule, once a model
+    whole = ratio(lambda: observe(m, pairs, read=read), plainly(m, pairs), max(3, repeats // 3))
+    yield (
+        "SmolLM2-135M: scores, probabilities, products with 8 controls, storage ÷ forward and backward",
+        whole,
+        "<= 1.1",
+    )
+
+
 def accelerator_rows(repeats: int) -> Iterator[Row]:
     """LLaDA-8B's shape with random bf16 weights, full attention, 256 pairs of 64 tokens."""
     if not torch.cuda.is_available():
@@ -419,7 +439,7 @@ def machine() -> str:
     return f"{model or platform.processor()}, one thread, torch {torch.__version__}, Python {platform.python_version()}"
 
 
-ROWS = (gradient_rows, lora_rows, one_layer_rows, score_rows, memory_rows, growth_rows, accelerator_rows)
+ROWS = (gradient_rows, lora_rows, one_layer_rows, score_rows, memory_rows, growth_rows, real_rows, accelerator_rows)
 
 
 def main() -> None:

@@ -10,13 +10,19 @@ from conformance.families import CASES, FACTS, FAMILIES, IDS, build, in_double
 from rcprobe.controls import assign
 from rcprobe.facts import Query
 from rcprobe.loaded import LoadedModel
+from rcprobe.probing.agreement import (
+    gradients_agree,
+    padding_agrees,
+    parts_add_up,
+    scores_agree,
+)
 from rcprobe.probing.batch import collate
 from rcprobe.probing.capture import attention_paths, capture
 from rcprobe.probing.captured import Captured
 from rcprobe.probing.coverage import PER_QUERY
 from rcprobe.probing.gradients import gradient_products
 from rcprobe.probing.hooks import capture_with_hooks
-from rcprobe.probing.plain_gradients import control_query, plain_products
+from rcprobe.probing.plain_gradients import query_gradients
 from rcprobe.probing.verify import verify
 from rcprobe.queries import encode
 
@@ -24,8 +30,6 @@ EVERY = pytest.mark.parametrize(("name", "tied"), CASES, ids=IDS)
 FAMILY = pytest.mark.parametrize("name", FAMILIES)
 OFF_INTERFACE = {name for name, family in FAMILIES.items() if not family.interface}
 CONTROLS = 4
-# a cosine with what rounding leaves of a gradient that vanishes is no number: such parts are zero for both
-VANISHING = 1e-12
 
 
 def pairs_of(m: LoadedModel):
@@ -39,19 +43,6 @@ def queries_of(m: LoadedModel) -> list[Query]:
 
 
 # --- attention scores ---
-
-
-def shown_weights(m: LoadedModel, query: Query) -> torch.Tensor:
-    """exp(log weight) [N, H] at the query's cell, from the model's own eager weights of the prompt alone."""
-    before = m.config._attn_implementation
-    if before != "eager":
-        m.model.set_attn_implementation("eager")
-    ids = torch.tensor([query.input_ids])
-    with torch.no_grad():
-        shown = m.model(ids, attention_mask=torch.ones_like(ids), output_attentions=True).attentions
-    if before != "eager":
-        m.model.set_attn_implementation(before)
-    return torch.stack([layer[0, :, query.row, query.evidence_positions[0]] for layer in shown if layer is not None])
 
 
 def same(one: Captured, other: Captured) -> None:
@@ -71,22 +62,12 @@ def check_scores(m: LoadedModel, atol: float) -> None:
     assert len({len(query.input_ids) for query in queries}) > 2  # the batch is padded
     batch = collate(m, queries)
     padded = capture(m, batch)
-    if attention_paths(m.model):  # all that the twin can read
-        same(padded, capture_with_hooks(m, batch))
     assert padded.scores.shape == (len(queries), layers_of(m), m.config.num_attention_heads)
-    for b, query in enumerate(queries):
-        want = shown_weights(m, query)
-        got = padded.log_weights[b].exp()
-        torch.testing.assert_close(got, want.to(got.dtype), rtol=0, atol=atol)
-        assert torch.equal(padded.attendable[b], want > 0)
-    for b in range(len(queries))[3:6]:
-        single = collate(m, [queries[b]])
-        alone = capture(m, single)
-        if attention_paths(m.model):
-            same(alone, capture_with_hooks(m, single))
-        torch.testing.assert_close(alone.scores[0], padded.scores[b], rtol=10 * atol, atol=10 * atol)
-        got, want = alone.log_weights[0].exp(), padded.log_weights[b].exp()
-        torch.testing.assert_close(got, want, rtol=0, atol=atol)
+    if attention_paths(m.model):  # all that the twin can read
+        for some in (batch, *(collate(m, [query]) for query in queries[3:6])):
+            same(capture(m, some), capture_with_hooks(m, some))
+    for check in (scores_agree(m, queries, atol), padding_agrees(m, queries, 10 * atol)):
+        assert check.passed is True, check.seen
 
 
 @FAMILY
@@ -115,68 +96,36 @@ def test_a_window_puts_evidence_out_of_reach(name):
 # --- gradient products ---
 
 
-def whole(m: LoadedModel, query: Query) -> torch.Tensor:
-    """The gradient over all parameters in one vector, by plain autograd on the prompt alone."""
-    ids = torch.tensor([query.input_ids])
-    parameters = list(m.model.parameters())
-    logits = m.model(ids, attention_mask=torch.ones_like(ids)).logits[0, list(query.rows)]
-    rows = m.adapter.logits(logits, m.mask_id).log_softmax(-1)
-    loss = -rows[range(len(query.rows)), query.target_ids].sum()
-    found = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
-    return torch.cat([g.flatten() for g in found])
-
-
 @cache
 def both(name: str, tied: bool):
-    """Pairs, controls, gradient products (in batches of three pairs), and plain ones as columns of a table."""
+    """Model, pairs, controls and gradient products, in batches of three pairs."""
     m = build(name, tied)
     pairs = pairs_of(m)
     controls = assign(pairs, CONTROLS)
     with in_double():
-        fast = gradient_products(m, pairs, controls, parameters="all", batch_size=3)
-        return m, pairs, controls, fast, plain_products(m, pairs, controls, fast.parts)
-
-
-def close(got: torch.Tensor, want: torch.Tensor, one: torch.Tensor, other: torch.Tensor) -> None:
-    """|Δ⟨x, y⟩| ≤ 1e-10 ‖x‖ ‖y‖ for each part, or rounding of the whole gradient's size where a part vanishes."""
-    assert torch.equal(got.isnan(), want.isnan())
-    floor = VANISHING**2 * (one.sum(-1, keepdim=True) * other.sum(-1, keepdim=True)).sqrt()
-    off = (got - want).abs() - (1e-10 * (one * other).sqrt() + floor)
-    assert (off.nan_to_num(-1) <= 0).all()
+        return m, pairs, controls, gradient_products(m, pairs, controls, parameters="all", batch_size=3)
 
 
 @EVERY
 def test_products_equal_two_backward_passes_a_pair(name, tied):
-    _, pairs, controls, fast, plain = both(name, tied)
-    inner, forward, reverse = plain[:, 0], plain[:, 1], plain[:, 2]
-    close(fast.inner, inner, forward, reverse)
-    close(fast.forward_norm2, forward, forward, forward)
-    close(fast.reverse_norm2, reverse, reverse, reverse)
+    m, pairs, controls, fast = both(name, tied)
     assert (controls.partner >= 0).any(dim=0).all()  # every kind of control is met
     assert (controls.partner < 0).any()  # and a pair without one
-    control, theirs = plain[:, 3::2], plain[:, 4::2]
-    close(fast.control_inner, control, forward[:, None].expand_as(theirs), theirs)
-    close(fast.control_norm2, theirs, theirs, theirs)
-    assert len(pairs) == len(fast.inner)
+    with in_double():
+        check = gradients_agree(m, pairs, controls, fast, 1e-10)
+    assert check.passed is True, check.seen
 
 
 @EVERY
 def test_parts_add_up_to_the_gradient_of_the_whole_model(name, tied):
-    m, pairs, controls, fast, _ = both(name, tied)
+    m, pairs, _, fast = both(name, tied)
     assert len(fast.parts) == len(list(m.model.parameters()))
     with in_double():
-        for i, pair in enumerate(pairs):
-            f, r = whole(m, pair.forward), whole(m, pair.reverse)
-            others = [
-                (k, whole(m, control_query(m, pair, pairs[j], controls.kinds[k])))
-                for k, j in enumerate(controls.partner[i].tolist())
-                if j >= 0
-            ]
-            got = [fast.inner[i].sum(), *(fast.control_inner[i, k].sum() for k, _ in others)]
-            for value, other in zip(got, (r, *(c for _, c in others)), strict=True):
-                assert abs(value - f @ other) <= 1e-10 * f.norm() * other.norm()
-            torch.testing.assert_close(fast.forward_norm2[i].sum(), f @ f, rtol=1e-10, atol=0)
-            torch.testing.assert_close(fast.cosine()[i], f @ r / f.norm() / r.norm(), rtol=0, atol=1e-10)
+        check = parts_add_up(m, pairs, fast, 1e-10)
+        assert check.passed is True, check.seen
+        f, r = (query_gradients(m, query, list(m.model.parameters())) for query in (pairs[0].forward, pairs[0].reverse))
+        f, r = (torch.cat([g.flatten() for g in some]) for some in (f, r))
+        torch.testing.assert_close(fast.cosine()[0], f @ r / f.norm() / r.norm(), rtol=0, atol=1e-10)
 
 
 @EVERY

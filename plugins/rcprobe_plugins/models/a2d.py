@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -16,6 +16,7 @@ from rcprobe_plugins.models.stock import (
     ANY_TARGETS,
     DECODER_CIRCUIT,
     DECODER_GROUPS,
+    TINY_DECODER,
     architecture_of,
     causal_name,
     masked_name,
@@ -35,6 +36,13 @@ class A2d(Adapter):
     groups = ANY_GROUPS
     lora_targets = ANY_TARGETS
     generality = 1
+    tiny_config: ClassVar[Mapping[str, Any]] = {
+        **TINY_DECODER,
+        "architectures": ["A2DQwen3LMHeadModel"],
+        "model_type": "a2d-qwen3",
+        "head_dim": 4,
+        "mask_token_id": 47,
+    }
 
     @classmethod
     def matches(cls, config: Mapping[str, Any]) -> bool:

@@ -1,10 +1,17 @@
 """Any other causal or masked language model of transformers, taken as its configuration describes it."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from rcprobe.adapter import Adapter
-from rcprobe_plugins.models.stock import ANY_GROUPS, ANY_TARGETS, architecture_of, masked_name, stock_causal
+from rcprobe_plugins.models.stock import (
+    ANY_GROUPS,
+    ANY_TARGETS,
+    TINY_DECODER,
+    architecture_of,
+    masked_name,
+    stock_causal,
+)
 
 
 class Auto(Adapter):
@@ -16,6 +23,11 @@ class Auto(Adapter):
     groups = ANY_GROUPS
     lora_targets = ANY_TARGETS
     generality = 2
+    tiny_config: ClassVar[Mapping[str, Any]] = {
+        **TINY_DECODER,
+        "architectures": ["MistralForCausalLM"],
+        "model_type": "mistral",
+    }
 
     @classmethod
     def matches(cls, config: Mapping[str, Any]) -> bool:

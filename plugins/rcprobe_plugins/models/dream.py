@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from rcprobe.adapter import Adapter
 from rcprobe.errors import AdapterError
-from rcprobe_plugins.models.stock import DECODER_CIRCUIT, DECODER_GROUPS, DECODER_TARGETS
+from rcprobe_plugins.models.stock import DECODER_CIRCUIT, DECODER_GROUPS, DECODER_TARGETS, TINY_DECODER
 
 MASK = 151666
 # of their own code, or of the release's bookkeeping
@@ -31,6 +31,12 @@ class Dream(Adapter):
     groups = DECODER_GROUPS
     ov_circuit = DECODER_CIRCUIT
     lora_targets = DECODER_TARGETS
+    tiny_config: ClassVar[Mapping[str, Any]] = {
+        **TINY_DECODER,
+        "architectures": ["DreamModel"],
+        "model_type": "Dream",
+        "mask_token_id": 47,
+    }
 
     @classmethod
     def matches(cls, config: Mapping[str, Any]) -> bool:

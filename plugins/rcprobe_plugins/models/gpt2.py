@@ -33,6 +33,17 @@ class Gpt2(Adapter):
         head="lm_head",
     )
     unused = (r"\.attn\.(masked_)?bias$",)  # the causal mask, as older versions saved it
+    tiny_config: ClassVar[Mapping[str, Any]] = {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "vocab_size": 48,
+        "n_embd": 16,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_positions": 64,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
     lora_targets = (r"\.attn\.c_(attn|proj)$", r"\.mlp\.c_(fc|proj)$")
 
     @classmethod

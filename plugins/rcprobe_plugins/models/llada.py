@@ -47,6 +47,21 @@ class Llada(Adapter):
     groups = DECODER_GROUPS
     ov_circuit = DECODER_CIRCUIT
     lora_targets = DECODER_TARGETS
+    tiny_config: ClassVar[Mapping[str, Any]] = {
+        "architectures": ["LLaDAModelLM"],
+        "model_type": "llada",
+        "embedding_size": 48,
+        "d_model": 16,
+        "mlp_hidden_size": 24,
+        "n_layers": 2,
+        "n_heads": 4,
+        "n_kv_heads": 2,
+        "rms_norm_eps": 1e-5,
+        "max_sequence_length": 64,
+        "rope_theta": 5e5,
+        "mask_token_id": 47,
+        "pad_token_id": 0,
+    }
 
     @classmethod
     def matches(cls, config: Mapping[str, Any]) -> bool:

@@ -1,7 +1,7 @@
 """Masked language models of transformers: BERT, ModernBERT, and whatever calls itself ForMaskedLM."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from rcprobe.adapter import Adapter
 from rcprobe_plugins.models.stock import ANY_GROUPS, ANY_TARGETS, architecture_of, masked_name
@@ -17,6 +17,16 @@ class MaskedLm(Adapter):
     lora_targets = ANY_TARGETS
     unused = (r"(^|\.)pooler\.", r"^cls\.seq_relationship\.", r"\.position_ids$")  # of sentence pairs, and a table
     generality = 1
+    tiny_config: ClassVar[Mapping[str, Any]] = {
+        "architectures": ["BertForMaskedLM"],
+        "model_type": "bert",
+        "vocab_size": 48,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 64,
+    }
 
     @classmethod
     def matches(cls, config: Mapping[str, Any]) -> bool:

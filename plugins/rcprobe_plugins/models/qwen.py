@@ -1,13 +1,14 @@
 """Qwen 2.5, 3 and 3.5, whose layers are softmax attention in part only."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from rcprobe.adapter import Adapter
 from rcprobe_plugins.models.stock import (
     DECODER_CIRCUIT,
     DECODER_GROUPS,
     DECODER_TARGETS,
+    TINY_DECODER,
     architecture_of,
     stock_causal,
 )
@@ -25,6 +26,12 @@ class Qwen(Adapter):
     groups = DECODER_GROUPS
     ov_circuit = DECODER_CIRCUIT
     lora_targets = DECODER_TARGETS
+    tiny_config: ClassVar[Mapping[str, Any]] = {
+        **TINY_DECODER,
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "head_dim": 4,
+    }
 
     @classmethod
     def matches(cls, config: Mapping[str, Any]) -> bool:

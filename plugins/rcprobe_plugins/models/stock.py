@@ -32,6 +32,20 @@ DECODER_CIRCUIT = OvCircuit(
 )
 DECODER_TARGETS = (r"\.self_attn\.[qkvo]_proj$", r"\.mlp\.(gate|up|down)_proj$")
 
+# sizes of a tiny model, in the words of these families
+TINY_DECODER: Mapping[str, Any] = {
+    "vocab_size": 48,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-6,
+    "pad_token_id": 0,
+    "tie_word_embeddings": False,
+}
+
 # by the words that most architectures use; a name that fits none is in "other"
 ANY_GROUPS: Groups = {
     r"(^|\.)(wpe|embed_positions|\w*position\w*embeddings?|token_type_embeddings)\.": "position",
