@@ -56,7 +56,9 @@ def register_metrics(register: Register) -> None:
 
 @hookimpl
 def register_commands(cli: "typer.Typer") -> None:
-    """``rcprobe demo``."""
+    """``rcprobe demo`` and ``rcprobe reproduce``."""
     from rcprobe_plugins.studies.demo import command
+    from rcprobe_plugins.studies.reproduce import cli as reproduce
 
     cli.command("demo")(command)
+    cli.add_typer(reproduce, name="reproduce")

@@ -14,7 +14,7 @@ from rcprobe.statistics import over_seeds
 from rcprobe.theory import rope_curve, rope_flow, rotation
 from rcprobe_plugins.datasets.letters import PLACEHOLDER
 from rcprobe_plugins.studies.reviews.answer import Answer, said, series, verdict
-from rcprobe_plugins.studies.reviews.cells import LETTER, Cell, Size, last, trained
+from rcprobe_plugins.studies.reviews.cells import LETTER, Cell, Size, trained
 
 FAR = 1e60  # D at which the flow is read: at ρ = −0.42 its logit grows like D^0.16
 TIME = 1e4  # up to which the flow is integrated, to hold the closed form against it
@@ -32,9 +32,10 @@ def condition(size: Size) -> Answer:
     found = [
         {"cell": "rope", "seed": seed, "step": stop.step, **row}
         for _, seed, m, stop in trained([cell], size, data)
+        if stop.step == size.train.steps
         for row in _read(m, data)
     ]
-    rows = last(pd.DataFrame(found)).reset_index(drop=True)
+    rows = pd.DataFrame(found)
     learned = float(rows["forward P"].mean())
     flow = pd.DataFrame([_flow(delta, len(data.facts[0].forward), learned) for delta in sorted(rows.delta.unique())])
     rows = rows.merge(flow, on="delta")

@@ -90,7 +90,7 @@ def _layers(m: LoadedModel, data: Dataset) -> list[dict[str, float]]:
 def telling(size: Size) -> Answer:
     """(h) Which signatures tell encodings that transfer from those that don't, and which are there before training."""
     cells = [Cell(name, {"encoding": name}, size.train) for group in ENCODINGS.values() for name in group]
-    rows = table(cells, size, size.letters(), signatures)
+    rows = table(cells, size, size.letters(), signatures, every=True)
     final, first = last(rows).reset_index(drop=True), rows[rows.step == 0].reset_index(drop=True)
     kept = ~final.cell.isin(ENCODINGS["mirror identity"])
     after = {name: _rank(final[kept], final[kept], name) for name in SIGNATURES}

@@ -10,7 +10,7 @@ from rcprobe.report.panels import Curves, Dots
 from rcprobe.statistics import over_seeds
 from rcprobe.training.objectives import OBJECTIVES
 from rcprobe_plugins.studies.reviews.answer import Answer, by_label, paired, said, series, shown, verdict
-from rcprobe_plugins.studies.reviews.cells import Cell, Size, last, outcomes, signatures, table
+from rcprobe_plugins.studies.reviews.cells import Cell, Size, outcomes, signatures, table
 
 ENCODINGS = {
     "relative": ("rope", "t5"),
@@ -28,7 +28,7 @@ def encodings(size: Size) -> Answer:
     """(a) Relative against absolute against no encoding, all else fixed."""
     names = [name for group in ENCODINGS.values() for name in group]
     cells = [Cell(name, {"encoding": name}, size.train) for name in names]
-    rows = last(table(cells, size, size.letters(), outcomes))
+    rows = table(cells, size, size.letters(), outcomes)
     of = by_label(rows, REVERSE)
     wide = rows.pivot(index="seed", columns="cell", values=REVERSE)
     relative, absolute = (wide[list(ENCODINGS[kind])].mean(axis=1) for kind in ("relative", "absolute"))
@@ -49,7 +49,7 @@ def encodings(size: Size) -> Answer:
 def depth(size: Size) -> Answer:
     """(b) Depth 1, 2, 4, 8 under RoPE: does the coupling of forward and reverse grow with depth?"""
     cells = [Cell(str(n), {"encoding": "rope", "depth": n}, size.train) for n in DEPTHS]
-    rows = last(table(cells, size, size.letters(), signatures)).assign(depth=lambda frame: frame.cell.astype(int))
+    rows = table(cells, size, size.letters(), signatures).assign(depth=lambda frame: frame.cell.astype(int))
     slopes = {name: over_seeds(_slopes(rows, name)) for name in (REVERSE, "dynamics")}
     of = by_label(rows, "dynamics")
     decided = verdict(slopes["dynamics"], "coupling grows with depth", "coupling falls with depth", "whether it grows")
@@ -77,7 +77,7 @@ def objectives(size: Size) -> Answer:
     """(c) Do other objectives that mix positions mitigate the reversal curse too?"""
     names = [o.name for o in OBJECTIVES.values() if o.kind == "masked"]
     cells = [Cell(name, {"encoding": "rope"}, replace(size.train, objective=name)) for name in names]
-    rows = last(table(cells, size, size.letters(), outcomes))
+    rows = table(cells, size, size.letters(), outcomes)
     others = [name for name in names if name != "t-dce"]
     differences = {name: paired(rows, REVERSE, name, "t-dce") for name in others}
     parts = [
@@ -98,7 +98,7 @@ def maskable(size: Size) -> Answer:
         for encoding in ("rope", "absolute")
         for which in ("all", "entities")
     ]
-    rows = last(table(cells, size, size.letters(), outcomes))
+    rows = table(cells, size, size.letters(), outcomes)
     parts = []
     for encoding in ("rope", "absolute"):
         e = paired(rows, "reverse accuracy", f"{encoding}, entities", f"{encoding}, all")
