@@ -81,11 +81,6 @@ def table(
     return pd.DataFrame(rows)
 
 
-def last(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the last step."""
-    return rows.loc[rows.step == rows.step.max()]
-
-
 def outcomes(m: LoadedModel, data: Dataset) -> dict[str, float]:
     """Accuracy over the full vocabulary and P(right letter | a letter), both ways, over every placement."""
     return _outcomes(observe(m, encode(m, data.facts), read={"log_probs"}, candidates=data.readings))

@@ -13,7 +13,7 @@ from rcprobe.queries import encode
 from rcprobe.report.panels import Curves, Dots, Point, Series, Style
 from rcprobe.statistics import Estimate, over_clusters, over_seeds
 from rcprobe_plugins.studies.reviews.answer import Answer, said, series, verdict
-from rcprobe_plugins.studies.reviews.cells import Cell, Size, last, routing, signatures, table, trained
+from rcprobe_plugins.studies.reviews.cells import Cell, Size, routing, signatures, table, trained
 from rcprobe_plugins.studies.reviews.variants import ENCODINGS, REVERSE
 
 LAYERS = 4
@@ -91,7 +91,7 @@ def telling(size: Size) -> Answer:
     """(h) Which signatures tell encodings that transfer from those that don't, and which are there before training."""
     cells = [Cell(name, {"encoding": name}, size.train) for group in ENCODINGS.values() for name in group]
     rows = table(cells, size, size.letters(), signatures, every=True)
-    final, first = last(rows).reset_index(drop=True), rows[rows.step == 0].reset_index(drop=True)
+    final, first = (rows[rows.step == step].reset_index(drop=True) for step in (size.train.steps, 0))
     kept = ~final.cell.isin(ENCODINGS["mirror identity"])
     after = {name: _rank(final[kept], final[kept], name) for name in SIGNATURES}
     before = {name: _rank(first[kept], final[kept], name) for name in SIGNATURES}
