@@ -13,7 +13,7 @@ from rcprobe.report.panels import has_values
 from rcprobe.statistics import over_seeds
 from rcprobe.training import TrainConfig
 from rcprobe_plugins.studies.reproduce import cli
-from rcprobe_plugins.studies.reviews import cells, flow, split
+from rcprobe_plugins.studies.reviews import cells, flow, layers, split, variants
 from rcprobe_plugins.studies.reviews.answer import paired, said, series, verdict
 from rcprobe_plugins.studies.reviews.cells import Cell, Size, table, trained
 from rcprobe_plugins.studies.reviews.questions import QUESTIONS, reviews
@@ -149,3 +149,17 @@ def test_the_command_prints_sentences_and_keeps_values_and_figures(tmp_path, mon
         f"reviews-e{end}" for end in (".json", ".csv", "-values.csv", ".svg", ".png", ".pdf")
     }
     assert len(pd.read_csv(folder / "reviews-e-values.csv")) == 14
+
+
+def test_rank_correlations_are_over_models_with_encodings_resampled():
+    p = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+    frame = pd.DataFrame({"cell": list("aabbcc"), "reverse P": p, "up": p, "flat": 1.0})
+    found = layers._rank(frame.assign(up=[1, 2, 30, 40, 500, math.nan]), frame, "up")
+    assert (found.value, found.low, found.high) == (1.0, 1.0, 1.0)
+    assert found.n == 3
+    assert math.isnan(layers._rank(frame, frame, "flat").value)
+
+
+def test_slopes_are_by_doubling():
+    rows = pd.DataFrame({"seed": [0, 0, 0, 1, 1, 1], "depth": [1, 2, 8] * 2, "v": [0.0, 1.0, 3.0, 2.0, 1.5, 0.5]})
+    assert variants._slopes(rows, "v") == pytest.approx([1.0, -0.5])

@@ -100,9 +100,10 @@ def telling(size: Size) -> Answer:
     unsure = [NAMES[name] for name, e in after.items() if not (e.low > 0 or e.high < 0)]
     square = {name: said(over_seeds(list(first.groupby("seed")[name].mean()))) for name in SIGNATURES[2:6]}
     says = (
-        f"Over {int(kept.sum())} models of {final[kept].cell.nunique()} encodings (without the two identities), the "
-        f"rank correlation with reverse P at the end is decided for {', '.join(told) or 'no signature'} and not for "
-        f"{', '.join(unsure) or 'none'}; before training it is decided for {', '.join(early) or 'none'}. Untrained, "
+        f"Over {int(kept.sum())} models of {final[kept].cell.nunique()} encodings (without the two identities; so few "
+        f"make this descriptive), the rank correlation with reverse P at the end is clear of zero for "
+        f"{', '.join(told) or 'no signature'}, and the data don't decide it for {', '.join(unsure) or 'none'}; before "
+        f"training it is clear of zero for {', '.join(early) or 'none'}. Untrained, "
         f"the gradient cosine is {square['matched']} matched, {square['same_target']} with the same target from other "
         f"evidence, {square['other_target']} with another target from the same evidence and {square['other_fact']} "
         "for another fact: the label alone, no evidence."
