@@ -282,7 +282,7 @@ def test_an_unknown_name_suggests_the_nearest(bundled):
 
 def test_a_name_like_no_other_lists_what_is_known(bundled):
     found = load_registry([bundled])
-    with pytest.raises(UnknownNameError, match="known: absolute, alibi, rope"):
+    with pytest.raises(UnknownNameError, match="known: absolute, alibi, nope, rope"):
         found.get("encodings", "zzz")
     with pytest.raises(UnknownNameError, match="known: none"):
         found.get("decoders", "zzz")

@@ -41,7 +41,7 @@ class Size:
         return load_dataset("letters", {"length": self.length})
 
 
-QUICK = Size(length=6, width=32, seeds=3, train=TrainConfig(steps=800, lr=3e-3, warmup=50))
+QUICK = Size(length=6, width=32, seeds=3, train=TrainConfig(steps=1500, lr=3e-3))
 
 
 @dataclass(frozen=True)

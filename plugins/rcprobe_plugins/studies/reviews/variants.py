@@ -19,6 +19,7 @@ ENCODINGS = {
     "position in values": ("turned-values",),
 }
 DEPTHS = (1, 2, 4, 8)
+DEEP_RATE = 1e-3  # at most: at 3e-3 models of eight layers don't learn
 P = "P(right letter | a letter)"
 REVERSE, FORWARD = "reverse P", "forward P"
 UNTRAINED = 0.9  # forward P under which a model hasn't learned its task: said, and never left out
@@ -48,7 +49,8 @@ def encodings(size: Size) -> Answer:
 
 def depth(size: Size) -> Answer:
     """(b) Depth 1, 2, 4, 8 under RoPE: does the coupling of forward and reverse grow with depth?"""
-    cells = [Cell(str(n), {"encoding": "rope", "depth": n}, size.train) for n in DEPTHS]
+    train = replace(size.train, lr=min(size.train.lr, DEEP_RATE))
+    cells = [Cell(str(n), {"encoding": "rope", "depth": n}, train) for n in DEPTHS]
     rows = table(cells, size, size.letters(), signatures).assign(depth=lambda frame: frame.cell.astype(int))
     slopes = {name: over_seeds(_slopes(rows, name)) for name in (REVERSE, "dynamics")}
     of = by_label(rows, "dynamics")
@@ -142,4 +144,7 @@ def _stuck(rows: pd.DataFrame) -> str:
     if stuck.empty:
         return ""
     named = ", ".join(f"{row.cell} seed {row.seed}" for row in stuck.itertuples())
-    return f" Not trained (forward {P} under {UNTRAINED}), and counted all the same: {named}."
+    return (
+        f" Not trained (forward {P} under {UNTRAINED}), and counted all the same, so that differences are also of how "
+        f"fast they learn: {named}."
+    )
