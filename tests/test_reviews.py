@@ -6,16 +6,17 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from rcprobe.errors import TrainingError, UnknownNameError
 from rcprobe.report.panels import has_values
 from rcprobe.statistics import over_seeds
 from rcprobe.training import TrainConfig
-from rcprobe_plugins.studies.reproduce import cli
 from rcprobe_plugins.studies.reviews import cells, flow, layers, split, variants
 from rcprobe_plugins.studies.reviews.answer import paired, said, series, verdict
 from rcprobe_plugins.studies.reviews.cells import Cell, Size, table, trained
+from rcprobe_plugins.studies.reviews.command import reviews_command
 from rcprobe_plugins.studies.reviews.questions import QUESTIONS, reviews
 
 TINY = Size(length=3, width=8, seeds=2, train=TrainConfig(steps=8, lr=1e-2, batch_size=16, warmup=1))
@@ -141,7 +142,9 @@ def test_the_command_prints_sentences_and_keeps_values_and_figures(tmp_path, mon
     monkeypatch.setattr(cells, "QUICK", TINY)
     monkeypatch.setattr("rcprobe_plugins.studies.jobs.cores", lambda: 1)
     folder = tmp_path / "kept"
-    arguments = ["reviews", "--question", "e", "--quick", "--json", "--out", str(folder)]
+    cli = typer.Typer()
+    cli.command()(reviews_command)
+    arguments = ["--question", "e", "--quick", "--json", "--out", str(folder)]
     found = CliRunner().invoke(cli, arguments, catch_exceptions=False)
     (said_,) = json.loads(found.stdout)
     assert said_["question"] == "e"

@@ -1,19 +1,11 @@
-"""``rcprobe reproduce``: the paper's controlled evidence, and what its readers still ask."""
+"""``rcprobe reproduce reviews``: what the paper's readers still ask."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-cli = typer.Typer(help="The paper's controlled evidence, on this machine.", no_args_is_help=True, rich_markup_mode=None)
 
-
-@cli.callback()
-def reproduce() -> None:
-    """The paper's controlled evidence, on this machine."""
-
-
-@cli.command("reviews")
 def reviews_command(
     question: Annotated[str, typer.Option(help="Letters of the questions, as in ae; all of a to i by default.")] = "",
     quick: Annotated[
