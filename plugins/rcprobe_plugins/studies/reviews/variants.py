@@ -22,7 +22,8 @@ DEPTHS = (1, 2, 4, 8)
 DEEP_RATE = 1e-3  # at most: at 3e-3 models of eight layers don't learn
 P = "P(right letter | a letter)"
 REVERSE, FORWARD = "reverse P", "forward P"
-UNTRAINED = 0.9  # forward P under which a model hasn't learned its task: said, and never left out
+ACCURACY = "forward accuracy"
+UNTRAINED = 0.9  # of it, under which a model hasn't learned its task: said, and never left out
 
 
 def encodings(size: Size) -> Answer:
@@ -140,11 +141,11 @@ def _slopes(rows: pd.DataFrame, column: str) -> list[float]:
 
 def _stuck(rows: pd.DataFrame) -> str:
     """Models that haven't learned the forward task: named, and kept in every number."""
-    stuck = rows[~(rows[FORWARD] >= UNTRAINED)]
+    stuck = rows[~(rows[ACCURACY] >= UNTRAINED)]
     if stuck.empty:
         return ""
     named = ", ".join(f"{row.cell} seed {row.seed}" for row in stuck.itertuples())
     return (
-        f" Not trained (forward {P} under {UNTRAINED}), and counted all the same, so that differences are also of how "
-        f"fast they learn: {named}."
+        f" Not trained ({ACCURACY} over the full vocabulary under {UNTRAINED}), and counted all the same, so that "
+        f"differences are also of how fast they learn: {named}."
     )
