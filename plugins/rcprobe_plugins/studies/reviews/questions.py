@@ -40,10 +40,10 @@ def save_answer(answer: Answer, folder: Path) -> None:
 
     Raises ``MissingExtraError`` without matplotlib.
     """
-    from rcprobe.report.figures import save_figure
+    from rcprobe.report.figures import write_figures
 
     data = answer.figure()
     said = {"question": answer.question, "asked": answer.asked, "says": answer.says}
     (folder / f"{data.key}.json").write_text(json.dumps(strict(said), ensure_ascii=False, indent=2), encoding="utf-8")
     answer.rows.to_csv(folder / f"{data.key}-values.csv", index=False)
-    save_figure(data, folder)
+    write_figures([data], folder)
