@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -252,3 +253,15 @@ def test_turned_values_turn_by_the_offset_and_score_as_alibi():
             theta = torch.tensor([1.0, 3.0**-0.5], dtype=torch.float64) * (j - i)
             z = torch.complex(value[:, :, j, :2], value[:, :, j, 2:]) * torch.polar(torch.ones_like(theta), theta)
             torch.testing.assert_close(read, torch.cat((z.real, z.imag), -1), rtol=0, atol=1e-13)
+
+
+def test_the_guides_encoding_keeps_the_contract():
+    guide = (Path(__file__).parents[1] / "docs" / "add-an-encoding.md").read_text(encoding="utf-8")
+    code = guide.split("```python")[1].split("```")[0]
+    names = {}
+    exec(code, names)
+    kind = names["LearnedSlopes"]
+    assert encoding_options("learned-slopes", kind) == {"slope": 0.1}
+    encoding = kind(8, 2, 8)
+    assert misdeclared(encoding, 8, 2, 8) == ""
+    assert encoding.bias(3)[0, 0].tolist() == Alibi(8, 2, 8, slope=0.1).bias(3)[0, 0].float().tolist()

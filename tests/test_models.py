@@ -438,10 +438,10 @@ def test_radd_masks_with_its_last_id_and_never_predicts_it():
 
 def test_identities_hold_where_they_are_claimed():
     claimed = {"attention_correlation", "gradient_alignment", "reverse_probability", "accuracy"}
-    for encoding, depth in [("alibi", 1), ("alibi", 2), ("rope", 1), ("absolute", 1)]:
+    for encoding, depth in [("alibi", 1), ("alibi", 2), ("nope", 2), ("rope", 1), ("t5", 1), ("turned-values", 1)]:
         model = build(Radd, encoding, depth=depth)
         identities = Radd().identities(model)
-        assert set(identities) == (claimed if encoding == "alibi" else set())
+        assert set(identities) == (claimed if encoding in ("alibi", "nope") else set())
         assert all("Prop. 4.5" in why for why in identities.values())
         assert Gpt2Mini().identities(build(Gpt2Mini, encoding, depth=depth)) == {}
 

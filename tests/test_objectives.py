@@ -6,8 +6,10 @@ import math
 import pytest
 import torch
 
-from rcprobe import Fact, TrainConfig, load
+from rcprobe import Dataset, Fact, TrainConfig, load
+from rcprobe.config import read_config
 from rcprobe.errors import UnknownNameError, UsageError
+from rcprobe.manifest import describe
 from rcprobe.training.objectives import LEAST_NOISE, OBJECTIVES, objective_of
 from rcprobe.training.trainer import forward_statements, maskable_tokens
 
@@ -95,10 +97,10 @@ def test_masked_lms_are_means_over_the_tokens_asked_for(name):
     assert len(weight[weight > 0].unique()) == 1
 
 
-@pytest.mark.parametrize("name", [name for name in MASKED if name != "bert-mlm"])
-def test_what_is_asked_for_is_hidden_and_nothing_else(name):
+@pytest.mark.parametrize("name", MASKED)
+def test_what_is_asked_for_is_hidden_as_declared_and_nothing_else(name):
     m, ids, shown, weight = drawn(name, count=200)
-    assert torch.equal(shown == m.mask_id, weight > 0)
+    assert torch.equal(shown == m.mask_id, weight > 0) == OBJECTIVES[name].hides
     assert torch.equal(shown[weight == 0], ids.expand(200, LENGTH)[weight == 0])
 
 
@@ -141,3 +143,12 @@ def test_objectives_that_do_not_fit_are_refused_by_name():
 def test_every_objective_names_its_source():
     for objective in OBJECTIVES.values():
         assert "et al., 20" in objective.draw.__doc__ or "§3" in objective.draw.__doc__
+
+
+def test_a_run_records_the_objective_it_was_trained_with(tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text('[train]\nsteps = 2\nobjective = "k-dce"\nmaskable = "entities"\n')
+    named = read_config(file).training()
+    assert (named.objective, named.maskable) == ("k-dce", "entities")
+    for config, wanted in ((named, "k-dce"), (TrainConfig(steps=2), "t-dce")):
+        assert describe(tiny(), Dataset("few", tuple(FACTS)), [], [0], config, 1)["train"]["objective"] == wanted

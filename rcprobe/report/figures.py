@@ -98,26 +98,27 @@ def save_figures(report: Report, folder: str | Path) -> list[Path]:
     from rcprobe.report.report import new_folder
 
     _matplotlib()
-    into = new_folder(folder)
-    written = []
-    for data in figures(report):
-        if data.panels:
-            written += save_figure(data, into)
-    return written
+    return write_figures(figures(report), new_folder(folder))
 
 
-def save_figure(data: FigureData, into: Path) -> list[Path]:
-    """Write one figure as SVG, PNG (200 dpi) and PDF, and its numbers as CSV, into a folder; give the files.
+def write_figures(made: Sequence[FigureData], into: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
+    """Write what can be drawn of figures in ``formats``, and their numbers as CSV, into a folder that is there.
 
     Raises ``MissingExtraError`` without matplotlib.
     """
-    written = [into / f"{data.key}.csv"]
-    written[0].write_text(csv_text(data.rows()), encoding="utf-8")
-    with _settings(data.key) as module:
-        figure = _figure(module, data.panels, titles=True)
-        for kind in FORMATS:
-            written.append(into / f"{data.key}.{kind}")
-            figure.savefig(written[-1], dpi=200, facecolor="white", metadata=_UNDATED[kind])
+    written = []
+    for data in made:
+        if not data.panels:
+            continue
+        table = into / f"{data.key}.csv"
+        table.write_text(csv_text(data.rows()), encoding="utf-8")
+        written.append(table)
+        with _settings(data.key) as module:
+            figure = _figure(module, data.panels, titles=True)
+            for kind in formats:
+                path = into / f"{data.key}.{kind}"
+                figure.savefig(path, dpi=200, facecolor="white", metadata=_UNDATED[kind])
+                written.append(path)
     return written
 
 

@@ -87,11 +87,15 @@ def next_token(m: LoadedModel, ids: Int[Tensor, "B L"], may: Bool[Tensor, "B L"]
 
 @dataclass(frozen=True)
 class Objective:
-    """A training loss by name: for which kind of model it is, and what draws the masks and weights of a batch."""
+    """A training loss by name: for which kind of model it is, and what draws the masks and weights of a batch.
+
+    ``hides``: every token that is asked for is shown as the mask.
+    """
 
     name: str
     kind: Literal["masked", "causal"]
     draw: Callable[[LoadedModel, Tensor, Tensor, torch.Generator], Asked]
+    hides: bool = True
 
 
 OBJECTIVES: Mapping[str, Objective] = {
@@ -101,9 +105,9 @@ OBJECTIVES: Mapping[str, Objective] = {
         Objective("lambda-dce", "masked", lambda_dce),
         Objective("k-dce", "masked", k_dce),
         Objective("uniform-mlm", "masked", uniform_mlm),
-        Objective("bert-mlm", "masked", bert_mlm),
+        Objective("bert-mlm", "masked", bert_mlm, hides=False),
         Objective("single-mask", "masked", single_mask),
-        Objective("next-token", "causal", next_token),
+        Objective("next-token", "causal", next_token, hides=False),
     )
 }
 DEFAULT = {"masked": "t-dce", "causal": "next-token"}

@@ -58,7 +58,7 @@ def run_jobs(jobs: Sequence[Job], progress: Callable[[int, float], None]) -> "li
     start_server()
     context = multiprocessing.get_context("forkserver")
     steps = context.SimpleQueue()
-    pool = ProcessPoolExecutor(_cores(), context, initializer=_start, initargs=(steps,))
+    pool = ProcessPoolExecutor(cores(), context, initializer=_start, initargs=(steps,))
     try:
         trainings = {pool.submit(_train, number, job): number for number, job in enumerate(jobs)}
         probings: list[list[Future[SeedRun]]] = [[] for _ in jobs]
@@ -87,7 +87,8 @@ def run_jobs(jobs: Sequence[Job], progress: Callable[[int, float], None]) -> "li
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _cores() -> int:
+def cores() -> int:
+    """How many processes this one may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -41,7 +41,7 @@ class Size:
         return load_dataset("letters", {"length": self.length})
 
 
-QUICK = Size(length=6, width=32, seeds=3, train=TrainConfig(steps=800, lr=3e-3, warmup=50))
+QUICK = Size(length=6, width=32, seeds=3, train=TrainConfig(steps=1500, lr=3e-3))
 
 
 @dataclass(frozen=True)
@@ -66,19 +66,19 @@ def trained(cells: Sequence[Cell], size: Size, data: Dataset) -> Iterator[Traine
 
 
 def table(
-    cells: Sequence[Cell], size: Size, data: Dataset, read: Callable[[LoadedModel, Dataset], Mapping[str, float]]
+    cells: Sequence[Cell],
+    size: Size,
+    data: Dataset,
+    read: Callable[[LoadedModel, Dataset], Mapping[str, float]],
+    every: bool = False,
 ) -> pd.DataFrame:
-    """What ``read`` gives of every model: one row a cell, seed and probed step."""
+    """What ``read`` gives of every trained model, and with ``every`` at each probed step: one row each."""
     rows = [
         {"cell": cell.label, "seed": seed, "step": stop.step, **read(m, data)}
         for cell, seed, m, stop in trained(cells, size, data)
+        if every or stop.step == cell.train.steps
     ]
     return pd.DataFrame(rows)
-
-
-def last(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows of each cell's last step."""
-    return rows[rows.step == rows.groupby("cell").step.transform("max")]
 
 
 def outcomes(m: LoadedModel, data: Dataset) -> dict[str, float]:

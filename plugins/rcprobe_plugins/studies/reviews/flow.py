@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pandas as pd
+from scipy.stats import spearmanr
 
 from rcprobe.facts import Dataset, Fact
 from rcprobe.loaded import LoadedModel
@@ -14,7 +15,7 @@ from rcprobe.statistics import over_seeds
 from rcprobe.theory import rope_curve, rope_flow, rotation
 from rcprobe_plugins.datasets.letters import PLACEHOLDER
 from rcprobe_plugins.studies.reviews.answer import Answer, said, series, verdict
-from rcprobe_plugins.studies.reviews.cells import LETTER, Cell, Size, last, trained
+from rcprobe_plugins.studies.reviews.cells import LETTER, Cell, Size, trained
 
 FAR = 1e60  # D at which the flow is read: at ρ = −0.42 its logit grows like D^0.16
 TIME = 1e4  # up to which the flow is integrated, to hold the closed form against it
@@ -32,9 +33,10 @@ def condition(size: Size) -> Answer:
     found = [
         {"cell": "rope", "seed": seed, "step": stop.step, **row}
         for _, seed, m, stop in trained([cell], size, data)
+        if stop.step == size.train.steps
         for row in _read(m, data)
     ]
-    rows = last(pd.DataFrame(found)).reset_index(drop=True)
+    rows = pd.DataFrame(found)
     learned = float(rows["forward P"].mean())
     flow = pd.DataFrame([_flow(delta, len(data.facts[0].forward), learned) for delta in sorted(rows.delta.unique())])
     rows = rows.merge(flow, on="delta")
@@ -48,11 +50,14 @@ def condition(size: Size) -> Answer:
         "no more is learned between −½ and 0 than below −½",
         "whether −½ is where trained models turn",
     )
+    ranks = over_seeds([float(spearmanr(part.rho, part.P).statistic) for _, part in rows.groupby("seed")])
+    near = flow[(flow.rho > -0.5) & (flow.rho < 0)].flow.max()
     says = (
-        f"The flow {'turns at ρ = −½ at every distance' if ode else 'does not turn at ρ = −½'} (closed form and "
-        f"integrator agree to {flow.off.max():.0e}); in trained models the reverse P(right letter | a letter) is "
-        f"{', '.join(f'{said(over_seeds(values))} where ρ is {name}' for name, values in means.items())}, the last two "
-        f"apart by {said(gap)}: {decided}."
+        f"Far out the flow {'turns at ρ = −½ at every distance' if ode else 'does not turn at ρ = −½'} (closed form "
+        f"and integrator agree to {flow.off.max():.0e}), but where its forward P is the trained models' "
+        f"{learned:.2f}, it has come to {near:.2f} at most between −½ and 0; in trained models the reverse P(right "
+        f"letter | a letter) is {', '.join(f'{said(over_seeds(v))} where ρ is {name}' for name, v in means.items())}, "
+        f"the last two apart by {said(gap)} ({decided}), and its rank correlation with ρ is {said(ranks)}."
     )
     rows = rows.sort_values(["rho", "seed"])
     panel = Curves(

@@ -13,7 +13,7 @@ from rcprobe.queries import encode
 from rcprobe.report.panels import Curves, Dots, Point, Series, Style
 from rcprobe.statistics import Estimate, over_clusters, over_seeds
 from rcprobe_plugins.studies.reviews.answer import Answer, said, series, verdict
-from rcprobe_plugins.studies.reviews.cells import Cell, Size, last, routing, signatures, table, trained
+from rcprobe_plugins.studies.reviews.cells import Cell, Size, routing, signatures, table, trained
 from rcprobe_plugins.studies.reviews.variants import ENCODINGS, REVERSE
 
 LAYERS = 4
@@ -90,8 +90,8 @@ def _layers(m: LoadedModel, data: Dataset) -> list[dict[str, float]]:
 def telling(size: Size) -> Answer:
     """(h) Which signatures tell encodings that transfer from those that don't, and which are there before training."""
     cells = [Cell(name, {"encoding": name}, size.train) for group in ENCODINGS.values() for name in group]
-    rows = table(cells, size, size.letters(), signatures)
-    final, first = last(rows).reset_index(drop=True), rows[rows.step == 0].reset_index(drop=True)
+    rows = table(cells, size, size.letters(), signatures, every=True)
+    final, first = (rows[rows.step == step].reset_index(drop=True) for step in (size.train.steps, 0))
     kept = ~final.cell.isin(ENCODINGS["mirror identity"])
     after = {name: _rank(final[kept], final[kept], name) for name in SIGNATURES}
     before = {name: _rank(first[kept], final[kept], name) for name in SIGNATURES}
@@ -100,9 +100,10 @@ def telling(size: Size) -> Answer:
     unsure = [NAMES[name] for name, e in after.items() if not (e.low > 0 or e.high < 0)]
     square = {name: said(over_seeds(list(first.groupby("seed")[name].mean()))) for name in SIGNATURES[2:6]}
     says = (
-        f"Over {int(kept.sum())} models of {final[kept].cell.nunique()} encodings (without the two identities), the "
-        f"rank correlation with reverse P at the end is decided for {', '.join(told) or 'no signature'} and not for "
-        f"{', '.join(unsure) or 'none'}; before training it is decided for {', '.join(early) or 'none'}. Untrained, "
+        f"Over {int(kept.sum())} models of {final[kept].cell.nunique()} encodings (without the two identities; so few "
+        f"make this descriptive), the rank correlation with reverse P at the end is clear of zero for "
+        f"{', '.join(told) or 'no signature'}, and the data don't decide it for {', '.join(unsure) or 'none'}; before "
+        f"training it is clear of zero for {', '.join(early) or 'none'}. Untrained, "
         f"the gradient cosine is {square['matched']} matched, {square['same_target']} with the same target from other "
         f"evidence, {square['other_target']} with another target from the same evidence and {square['other_fact']} "
         "for another fact: the label alone, no evidence."

@@ -1,0 +1,49 @@
+"""The questions by letter, and what asking them writes."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from rcprobe.errors import UnknownNameError
+from rcprobe.files import strict
+from rcprobe_plugins.studies.reviews.answer import Answer
+from rcprobe_plugins.studies.reviews.cells import Size
+from rcprobe_plugins.studies.reviews.first_order import step_sizes
+from rcprobe_plugins.studies.reviews.flow import condition
+from rcprobe_plugins.studies.reviews.layers import by_layer, telling
+from rcprobe_plugins.studies.reviews.split import by_matrix
+from rcprobe_plugins.studies.reviews.variants import depth, encodings, maskable, objectives
+
+QUESTIONS: Mapping[str, Callable[[Size], Answer]] = {
+    "a": encodings,
+    "b": depth,
+    "c": objectives,
+    "d": maskable,
+    "e": step_sizes,
+    "f": by_matrix,
+    "g": by_layer,
+    "h": telling,
+    "i": condition,
+}
+
+
+def reviews(size: Size, questions: Sequence[str] = tuple(QUESTIONS)) -> Iterator[Answer]:
+    """The answers to the named questions, one by one as they are found. Raises ``UnknownNameError`` before any."""
+    for letter in questions:
+        if letter not in QUESTIONS:
+            raise UnknownNameError("question", letter, QUESTIONS)
+    return (QUESTIONS[letter](size) for letter in questions)
+
+
+def save_answer(answer: Answer, folder: Path) -> None:
+    """Write an answer's sentence (JSON), every value (CSV), and its figure with the figure's numbers.
+
+    Raises ``MissingExtraError`` without matplotlib.
+    """
+    from rcprobe.report.figures import write_figures
+
+    data = answer.figure()
+    said = {"question": answer.question, "asked": answer.asked, "says": answer.says}
+    (folder / f"{data.key}.json").write_text(json.dumps(strict(said), ensure_ascii=False, indent=2), encoding="utf-8")
+    answer.rows.to_csv(folder / f"{data.key}-values.csv", index=False)
+    write_figures([data], folder)

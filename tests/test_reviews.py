@@ -1,0 +1,168 @@
+"""The reviewers' questions on models too small to say anything: what must hold whatever was learned."""
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from rcprobe.errors import TrainingError, UnknownNameError
+from rcprobe.report.panels import has_values
+from rcprobe.statistics import over_seeds
+from rcprobe.training import TrainConfig
+from rcprobe_plugins.studies.reviews import cells, flow, layers, split, variants
+from rcprobe_plugins.studies.reviews.answer import paired, said, series, verdict
+from rcprobe_plugins.studies.reviews.cells import Cell, Size, table, trained
+from rcprobe_plugins.studies.reviews.command import reviews_command
+from rcprobe_plugins.studies.reviews.questions import QUESTIONS, reviews
+
+TINY = Size(length=3, width=8, seeds=2, train=TrainConfig(steps=8, lr=1e-2, batch_size=16, warmup=1))
+
+
+@pytest.fixture(scope="module")
+def answers():
+    return {answer.question: answer for answer in reviews(TINY, "adegi")}
+
+
+def test_every_answer_is_a_sentence_a_figure_and_its_rows(answers):
+    for letter, answer in answers.items():
+        assert answer.question == letter
+        assert len(answer.says) > 80
+        assert "nan" not in answer.says
+        assert any(has_values(panel) for panel in answer.panels)
+        assert set(answer.rows.seed) == {0, 1}
+
+
+def test_two_seeds_decide_nothing(answers):
+    for letter in "ad":
+        assert "2 seeds don't decide" in answers[letter].says
+
+
+def test_models_that_did_not_learn_are_named_and_kept(answers):
+    assert "Not trained" in answers["a"].says
+    assert "rope seed 0" in answers["a"].says
+    assert len(answers["a"].rows) == 7 * 2
+
+
+def test_encodings_that_read_the_distance_alone_answer_both_ways_alike(answers):
+    rows = answers["a"].rows
+    off = (rows["forward P"] - rows["reverse P"]).abs().groupby(rows.cell).max()
+    assert (off[["alibi", "nope"]] < 1e-8).all()
+    assert (off.drop(["alibi", "nope"]) > 1e-8).all()
+
+
+def test_what_may_be_masked_makes_other_models_of_one_start(answers):
+    assert answers["d"].rows["forward P"].nunique() == len(answers["d"].rows) == 4 * 2
+
+
+def test_the_error_of_the_first_order_is_of_the_second(answers):
+    rows = answers["e"].rows
+    small = rows[rows.rate < 2e-3]
+    for _, one in small.groupby("seed"):
+        first, second = (np.polyfit(one["log rate"], one[f"log error, {n}"], 1)[0] for n in ("first", "second"))
+        assert first == pytest.approx(2.0, abs=0.05)
+        assert second > 2.4  # rounding is near
+    assert "the prediction holds" in answers["e"].says
+
+
+def test_layers_carry_parts_of_one_whole(answers):
+    rows = answers["g"].rows
+    assert sorted(rows.layer.unique()) == [1, 2, 3, 4]
+    assert (rows.groupby("seed").share.sum().abs() <= 1 + 1e-9).all()
+    np.testing.assert_allclose(rows.excess, rows.cosine - rows.same_target)
+
+
+def test_the_flow_turns_at_minus_one_half_whatever_was_trained(answers):
+    rows = answers["i"].rows
+    assert (rows.rho == np.cos(1 + rows.delta)).all()
+    assert ((rows.limit > 0.5) == (rows.rho > -0.5)).all()
+    assert rows.off.max() < 1e-8
+    assert rows.rho.between(-0.5, 0).any()
+
+
+def test_training_shows_one_distance_and_asks_every_one():
+    data = flow.one_distance(5)
+    fact = data.facts[0]
+    assert fact.forward == ("{a}{b}000", "0{a}{b}00", "00{a}{b}0", "000{a}{b}")
+    assert fact.reverse == ("{b}{a}000", "{b}0{a}00", "{b}00{a}0", "{b}000{a}")
+
+
+def test_the_split_adds_up_to_what_autograd_finds(monkeypatch):
+    monkeypatch.setattr(split, "PAIRS", 4)
+    answer = split.by_matrix(TINY)
+    assert answer.rows.off.max() < 1e-12
+    sums = answer.rows.groupby(["seed", "trained"]).share.sum()
+    np.testing.assert_allclose(sums, 1.0, rtol=1e-10)
+    start = answer.rows[answer.rows.trained == "before training"]
+    assert not np.allclose(start.share, answer.rows[answer.rows.trained == "trained"].share)
+
+
+def test_a_seed_that_diverges_ends_the_question_by_name():
+    wild = Cell("rope", {"encoding": "rope"}, TrainConfig(steps=3, lr=1e38, warmup=0, batch_size=4))
+    with pytest.raises(TrainingError, match="seed 0"):
+        list(trained([wild], TINY, TINY.letters()))
+
+
+def test_a_table_has_a_row_for_each_cell_seed_and_step():
+    cell = Cell("here", {"encoding": "nope"}, TINY.train)
+    rows = table([cell], TINY, TINY.letters(), lambda m, data: {"n": 1.0}, every=True)
+    assert rows[["cell", "seed", "step"]].values.tolist() == [["here", s, k] for s in (0, 1) for k in (0, 8)]
+
+
+def test_differences_are_taken_within_seeds():
+    rows = pd.DataFrame({"cell": ["x", "x", "y", "y"], "seed": [0, 1, 1, 0], "v": [1.0, 5.0, 4.0, 0.0]})
+    assert paired(rows, "v", "x", "y").value == 1.0
+    assert paired(rows, "v", "x", "y").high == 1.0
+    drawn = series(rows, "v", "label", "forward")
+    assert drawn.seeds == {0: (1.0, 0.0), 1: (5.0, 4.0)}
+    assert [point.value for point in drawn.points] == [3.0, 2.0]
+
+
+def test_what_the_data_do_not_decide_is_said():
+    words = ("up", "down", "which")
+    assert verdict(over_seeds([1.0, 1.1, 0.9, 1.0, 1.2]), *words) == "up"
+    assert verdict(over_seeds([-1.0, -1.1, -0.9, -1.0, -1.2]), *words) == "down"
+    assert verdict(over_seeds([-1.0, 1.1, -0.9, 1.0, 0.2]), *words) == "the data don't decide which"
+    assert verdict(over_seeds([1.0, 1.1, 0.9, 1.0]), *words) == "4 seeds don't decide which (5 are needed)"
+    assert said(over_seeds([1.0, 2.0, 3.0])) == "2.00 [−0.48, 4.48]"
+    assert said(over_seeds([1.0])) == "1.00 (no interval from 1 seed)"
+    assert said(over_seeds([math.nan])) == "undefined"
+
+
+def test_an_unknown_question_is_refused_before_anything_is_trained():
+    with pytest.raises(UnknownNameError, match="no question is called 'z'"):
+        reviews(TINY, "ez")
+    assert list(QUESTIONS) == list("abcdefghi")
+
+
+def test_the_command_prints_sentences_and_keeps_values_and_figures(tmp_path, monkeypatch):
+    monkeypatch.setattr(cells, "QUICK", TINY)
+    monkeypatch.setattr("rcprobe_plugins.studies.jobs.cores", lambda: 1)
+    folder = tmp_path / "kept"
+    cli = typer.Typer()
+    cli.command()(reviews_command)
+    arguments = ["--question", "e", "--quick", "--json", "--out", str(folder)]
+    found = CliRunner().invoke(cli, arguments, catch_exceptions=False)
+    (said_,) = json.loads(found.stdout)
+    assert said_["question"] == "e"
+    assert {path.name for path in folder.iterdir()} == {
+        f"reviews-e{end}" for end in (".json", ".csv", "-values.csv", ".svg", ".png", ".pdf")
+    }
+    assert len(pd.read_csv(folder / "reviews-e-values.csv")) == 14
+
+
+def test_rank_correlations_are_over_models_with_encodings_resampled():
+    p = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+    frame = pd.DataFrame({"cell": list("aabbcc"), "reverse P": p, "up": p, "flat": 1.0})
+    found = layers._rank(frame.assign(up=[1, 2, 30, 40, 500, math.nan]), frame, "up")
+    assert (found.value, found.low, found.high) == pytest.approx((1.0, 1.0, 1.0))
+    assert found.n == 3
+    assert math.isnan(layers._rank(frame, frame, "flat").value)
+
+
+def test_slopes_are_by_doubling():
+    rows = pd.DataFrame({"seed": [0, 0, 0, 1, 1, 1], "depth": [1, 2, 8] * 2, "v": [0.0, 1.0, 3.0, 2.0, 1.5, 0.5]})
+    assert variants._slopes(rows, "v") == pytest.approx([1.0, -0.5])
