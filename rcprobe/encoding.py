@@ -32,3 +32,11 @@ class Encoding(nn.Module):
     def bias(self, length: int) -> Tensor | None:
         """What is added to attention scores: [1, H, L, L], or None."""
         return None
+
+    def place(self, value: Tensor) -> Tensor:
+        """Values [B, H, L, D] → what attention mixes, with position put in where they stand."""
+        return value
+
+    def read(self, mixed: Tensor) -> Tensor:
+        """What attention mixed for each row [B, H, L, D] → what is read there."""
+        return mixed

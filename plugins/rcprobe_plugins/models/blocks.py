@@ -102,6 +102,7 @@ class Attention(nn.Module):
             self.qkv(x), "b l (three h d) -> three b h l d", three=3, h=self.config.heads
         )
         query_states, key_states = encoding.rotate(query_states, key_states)
+        value_states = encoding.place(value_states)
         attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -115,7 +116,8 @@ class Attention(nn.Module):
             scaling=self.scaling,
             position_bias=bias,
         )
-        return self.out(rearrange(attn_output, "b l h d -> b l (h d)")), attn_weights
+        read = encoding.read(rearrange(attn_output, "b l h d -> b h l d"))
+        return self.out(rearrange(read, "b h l d -> b l (h d)")), attn_weights
 
 
 class Block(nn.Module):
