@@ -52,7 +52,8 @@ def register_metrics(register: Register) -> None:
 
 @hookimpl
 def register_commands(cli: "typer.Typer") -> None:
-    """``rcprobe demo``."""
-    from rcprobe_plugins.studies.demo import command
+    """``rcprobe demo`` and ``rcprobe reproduce``."""
+    from rcprobe_plugins.studies import demo, reproduce
 
-    cli.command("demo")(command)
+    cli.command("demo")(demo.command)
+    cli.command("reproduce")(reproduce.command)

@@ -98,9 +98,16 @@ def save_figures(report: Report, folder: str | Path) -> list[Path]:
     from rcprobe.report.report import new_folder
 
     _matplotlib()
-    into = new_folder(folder)
+    return write_figures(figures(report), new_folder(folder))
+
+
+def write_figures(made: Sequence[FigureData], into: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
+    """Write what can be drawn of figures in ``formats``, and their numbers as CSV, into a folder that is there.
+
+    Raises ``MissingExtraError`` without matplotlib.
+    """
     written = []
-    for data in figures(report):
+    for data in made:
         if not data.panels:
             continue
         table = into / f"{data.key}.csv"
@@ -108,7 +115,7 @@ def save_figures(report: Report, folder: str | Path) -> list[Path]:
         written.append(table)
         with _settings(data.key) as module:
             figure = _figure(module, data.panels, titles=True)
-            for kind in FORMATS:
+            for kind in formats:
                 path = into / f"{data.key}.{kind}"
                 figure.savefig(path, dpi=200, facecolor="white", metadata=_UNDATED[kind])
                 written.append(path)
