@@ -7,16 +7,18 @@ from torch import nn
 from rcprobe import Fact, TrainConfig, load
 from rcprobe.encoding import Encoding
 from rcprobe.errors import TrainingError, UsageError
+from rcprobe.plugins import registry
 from rcprobe.training import train
 from rcprobe.training.objectives import OBJECTIVES
-from rcprobe_plugins.studies.fast_trainer import record
+from rcprobe_plugins.studies.fast_trainer import record, tables_of
+from rcprobe_plugins.studies.mask_queries import MaskQueries
 
 FACTS = [Fact(c, c.upper(), ("{a}0{b}0", "00{a}{b}"), ("{b}0{a}0", "00{b}{a}")) for c in "abcd"]
 CONFIG = TrainConfig(steps=20, lr=0.01, warmup=5, clip=0.5, ema=0.9, batch_size=8, weight_decay=0.1, probe_at=(7,))
 
 
 class Learned(Encoding):
-    """Uses the whole contract, each part with weights of its own."""
+    """Uses the whole contract, each part with weights of its own; what a token enters with depends on its neighbour."""
 
     reads_distance_only, values_carry_position = False, True
 
@@ -25,32 +27,47 @@ class Learned(Encoding):
         self.slope = nn.Parameter(torch.linspace(0.1, 0.5, heads))
         self.scale = nn.Parameter(torch.linspace(0.5, 1.5, width // heads))
         self.shift = nn.Linear(width, width)
-        self.gain = nn.Parameter(torch.linspace(0.5, 1.5, max_length))
 
     def embed(self, x):
         return x + self.shift(x.roll(1, dims=1))
 
     def rotate(self, query, key):
-        return query * self.scale, key - self.scale
+        return query * self.scale, key - self.scale * torch.arange(key.shape[2])[:, None]
 
     def bias(self, length):
         position = torch.arange(length)
         return (self.slope[:, None, None] * (position[:, None] - position))[None]
 
     def place(self, value):
-        return value * self.gain[: value.shape[2], None]
+        return value + self.scale * torch.arange(value.shape[2])[:, None]
 
     def read(self, mixed):
-        return mixed / self.gain[: mixed.shape[2], None]
+        return mixed * torch.linspace(1.0, 2.0, mixed.shape[2])[:, None] + self.scale
+
+
+class ByToken(Learned):
+    """The same, but each token by itself."""
+
+    def embed(self, x):
+        return x + self.shift(x) * torch.linspace(1.0, 2.0, x.shape[1])[:, None]
+
+
+class Normalised(Encoding):
+    """Turns queries and keys by no affine map."""
+
+    def rotate(self, query, key):
+        return query / query.norm(dim=-1, keepdim=True), key / key.norm(dim=-1, keepdim=True)
+
+
+OWN = {"learned": Learned, "by token": ByToken, "normalised": Normalised}
 
 
 def tiny(name, encoding, seed, **options):
-    own = encoding == "learned"
     options = {"width": 8, "max_length": 8, "heads": 2, "depth": 2, **options}
-    m = load(name, options={**options, "encoding": "alibi" if own else encoding}, seed=seed)
-    if own:
+    m = load(name, options={**options, "encoding": "alibi" if encoding in OWN else encoding}, seed=seed)
+    if encoding in OWN:
         torch.manual_seed(seed)
-        m.model.encoding = Learned(8, 2, 8)
+        m.model.encoding = OWN[encoding](8, options["heads"], 8)
     m.model.double()
     return m
 
@@ -60,10 +77,15 @@ def plain(m, seed, config=CONFIG):
         yield stop, [p.detach().clone() for p in m.model.parameters()]
 
 
+def bundled():
+    return registry().names("encodings")
+
+
 @pytest.mark.parametrize("name", ["radd", "gpt2-mini"])
-@pytest.mark.parametrize("encoding", ["rope", "alibi", "absolute", "t5", "turned-values", "learned"])
-def test_side_by_side_gives_each_seed_the_plain_trainers_numbers(name, encoding):
-    models = [tiny(name, encoding, seed) for seed in (3, 4)]
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("encoding", [*bundled(), *OWN])
+def test_side_by_side_gives_each_seed_the_plain_trainers_numbers(name, depth, encoding):
+    models = [tiny(name, encoding, seed, depth=depth) for seed in (3, 4)]
     recordings = record(copy.deepcopy(models), FACTS, CONFIG, [3, 4])
     for m, seed, recording in zip(models, (3, 4), recordings, strict=True):
         replayed = copy.deepcopy(m)
@@ -117,5 +139,39 @@ def test_what_only_the_plain_trainer_can_do_is_refused():
 def test_a_model_that_computes_something_else_is_refused():
     m = tiny("radd", "rope", 0)
     m.model.blocks[1].mlp[1] = nn.ReLU()
-    with pytest.raises(UsageError, match="forward isn't"):
+    with pytest.raises(UsageError, match="forward is no"):
         record([m], FACTS, CONFIG, [0])
+
+
+def ids_of(m):
+    return torch.tensor([m.tokenizer(text)["input_ids"] for text in ("0aA0", "a00A", "00bB", "b0B0")])
+
+
+@pytest.mark.parametrize("encoding", [*bundled(), "by token"])
+@pytest.mark.parametrize("heads", [1, 2])
+def test_one_layer_asked_at_its_masks_looks_tokens_up(encoding, heads):
+    m = tiny("radd", encoding, 0, depth=1, heads=heads)
+    assert isinstance(tables_of(m, ids_of(m)), MaskQueries)
+
+
+@pytest.mark.parametrize(
+    ("name", "encoding", "depth"),
+    [("radd", "learned", 1), ("radd", "normalised", 1), ("radd", "rope", 2), ("gpt2-mini", "rope", 1)],
+)
+def test_what_no_table_holds_is_computed_token_by_token(name, encoding, depth):
+    m = tiny(name, encoding, 0, depth=depth)
+    assert tables_of(m, ids_of(m)) is None
+
+
+def test_a_loss_that_counts_shown_tokens_is_computed_token_by_token(monkeypatch):
+    def shown(m, ids, real, generator):
+        masked, weight = OBJECTIVES["causal"](m, ids, real, generator)
+        masked = masked.clone()
+        masked[:, 0] = m.mask_id
+        return masked, weight
+
+    monkeypatch.setitem(OBJECTIVES, "masked", shown)
+    m = tiny("radd", "rope", 0, depth=1)
+    (recording,) = record([copy.deepcopy(m)], FACTS, CONFIG, [0])
+    (_, last) = list(plain(m, 0))[-1]
+    torch.testing.assert_close(torch.from_numpy(recording.stops[-1][1]), nn.utils.parameters_to_vector(last))

@@ -13,10 +13,10 @@ from rcprobe.errors import TrainingError, UnknownNameError
 from rcprobe.report.panels import has_values
 from rcprobe.statistics import over_seeds
 from rcprobe.training import TrainConfig
-from rcprobe_plugins.studies.reviews import cells, flow, layers, split, variants
+from rcprobe_plugins.studies import reproduce
+from rcprobe_plugins.studies.reviews import flow, layers, split, variants
 from rcprobe_plugins.studies.reviews.answer import paired, said, series, verdict
 from rcprobe_plugins.studies.reviews.cells import Cell, Size, table, trained
-from rcprobe_plugins.studies.reviews.command import reviews_command
 from rcprobe_plugins.studies.reviews.questions import QUESTIONS, reviews
 
 TINY = Size(length=3, width=8, seeds=2, train=TrainConfig(steps=8, lr=1e-2, batch_size=16, warmup=1))
@@ -139,14 +139,14 @@ def test_an_unknown_question_is_refused_before_anything_is_trained():
 
 
 def test_the_command_prints_sentences_and_keeps_values_and_figures(tmp_path, monkeypatch):
-    monkeypatch.setattr(cells, "QUICK", TINY)
-    monkeypatch.setattr("rcprobe_plugins.studies.jobs.cores", lambda: 1)
+    monkeypatch.setattr("rcprobe_plugins.studies.reviews.command.QUICK", TINY)
+    monkeypatch.setattr("rcprobe_plugins.studies.reviews.command.cores", lambda: 1)
     folder = tmp_path / "kept"
     cli = typer.Typer()
-    cli.command()(reviews_command)
-    arguments = ["--question", "e", "--quick", "--json", "--out", str(folder)]
+    cli.command()(reproduce.command)
+    arguments = ["reviews", "--question", "e", "--quick", "--json", "--out", str(folder)]
     found = CliRunner().invoke(cli, arguments, catch_exceptions=False)
-    (said_,) = json.loads(found.stdout)
+    (said_,) = json.loads(found.stdout)["reviews"]
     assert said_["question"] == "e"
     assert {path.name for path in folder.iterdir()} == {
         f"reviews-e{end}" for end in (".json", ".csv", "-values.csv", ".svg", ".png", ".pdf")

@@ -74,15 +74,7 @@ def register_decoders(register: Register) -> None:
 @hookimpl
 def register_commands(cli: "typer.Typer") -> None:
     """``rcprobe demo`` and ``rcprobe reproduce``."""
-    import typer
+    from rcprobe_plugins.studies import demo, reproduce
 
-    from rcprobe_plugins.studies.demo import command
-    from rcprobe_plugins.studies.reviews.command import reviews_command
-
-    cli.command("demo")(command)
-    reproduce = typer.Typer(
-        help="The paper's controlled evidence, on this machine.", no_args_is_help=True, rich_markup_mode=None
-    )
-    reproduce.callback()(lambda: None)
-    reproduce.command("reviews")(reviews_command)
-    cli.add_typer(reproduce, name="reproduce")
+    cli.command("demo")(demo.command)
+    cli.command("reproduce")(reproduce.command)

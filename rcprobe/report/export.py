@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from rcprobe.report.report import Report
 from rcprobe.report.tables import csv_text, results
@@ -47,11 +47,18 @@ def to_markdown(report: Report) -> str:
 def to_latex(report: Report) -> str:
     """The results as a ``table`` for the package booktabs, notes and reasons as comments above it."""
     comments = [*report.notes, *(f"{s.title}: {s.verdict}, {s.why}" for s in report.signatures.values() if s.why)]
+    return latex_table(_subject(report), HEADINGS, _rows(report, str), comments, "llrrrrl")
+
+
+def latex_table(
+    caption: str, headings: Sequence[str], rows: Sequence[Sequence[str]], comments: Sequence[str], columns: str
+) -> str:
+    """Rows of plain text as a ``table`` for the package booktabs, ``comments`` above it."""
     lines = [f"% {visible(comment)}" for comment in comments]
-    lines += [r"\begin{table}", rf"\caption{{{_latex(_subject(report))}}}", r"\begin{tabular}{llrrrrl}", r"\toprule"]
-    lines.append(" & ".join(map(_latex, HEADINGS)) + r" \\")
+    lines += [r"\begin{table}", rf"\caption{{{_latex(caption)}}}", rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
+    lines.append(" & ".join(map(_latex, headings)) + r" \\")
     lines.append(r"\midrule")
-    lines += [" & ".join(row) + r" \\" for row in _rows(report, _latex)]
+    lines += [" & ".join(map(_latex, row)) + r" \\" for row in rows]
     lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
     return "\n".join(lines) + "\n"
 

@@ -46,11 +46,11 @@ def page(report: Report) -> str:
     except ImportError as error:
         raise MissingExtraError("report.html", "jinja2", "report") from error
     facts = fact_table(report)
-    style, script = _part("report.css"), _part("report.js")
+    style, script = part("report.css"), part("report.js")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["visible"] = visible
     environment.filters["cell"] = cell
-    template = environment.from_string(_part("report.html.j2"))
+    template = environment.from_string(part("report.html.j2"))
     subject = f"{visible(report.info.get('model', 'a model'))} on {visible(report.dataset.name)}"
     return template.render(
         subject=subject,
@@ -61,7 +61,7 @@ def page(report: Report) -> str:
         asked=_asked(report),
         signatures=[_card(s) for s in report.signatures.values()],
         accuracy=_accuracy(report),
-        figures=[_figure(f, subject) for f in figures(report)],
+        figures=[drawn(f) for f in figures(report)],
         facts=facts,
         statuses=STATUSES,
         replicate=report.dataset.replicate,
@@ -89,7 +89,8 @@ def cell(value: object, kind: str = "number") -> str:
     return str(value)
 
 
-def _part(name: str) -> str:
+def part(name: str) -> str:
+    """A file that pages are made of."""
     return (resources.files("rcprobe.report") / "page" / name).read_text(encoding="utf-8")
 
 
@@ -153,7 +154,8 @@ def _accuracy(report: Report) -> list[tuple[str, str, str, str]]:
     ]
 
 
-def _figure(data: FigureData, subject: str) -> dict[str, Any]:
+def drawn(data: FigureData) -> dict[str, Any]:
+    """A figure as templates show it: its panels as SVG, its numbers as cells and as CSV."""
     from markupsafe import Markup
 
     panels = []

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from rcprobe.report import Report, SeedRun
-    from rcprobe_plugins.studies.jobs import Job
+    from rcprobe.report import Report
 
 MODELS = {
     "masked diffusion, RoPE": ("radd", {"encoding": "rope", "width": 32}),
@@ -48,40 +47,16 @@ def command(
 
 def run_demo(seeds: int, steps: int, show: bool = False) -> "dict[str, Report]":
     """The demo's reports by the model's label."""
-    from rcprobe_plugins.studies.jobs import Job, run_jobs, start_server
+    from rcprobe_plugins.studies.jobs import Job, start_server
 
     start_server()  # it imports beside us
 
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
     from rcprobe.training import TrainConfig
+    from rcprobe_plugins.studies.reports import run_reports
 
     train = TrainConfig(steps=steps, lr=3e-3)
-    jobs = [
-        Job(model, options, "letters", {"length": 6}, train, tuple(range(seeds))) for model, options in MODELS.values()
-    ]
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description:<24}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not (show and console.is_terminal), transient=True) as bar:
-        tasks = [bar.add_task(label, total=1.0) for label in MODELS]
-        runs = run_jobs(jobs, lambda number, share: bar.update(tasks[number], completed=share))
-    return {label: _report(job, found) for label, job, found in zip(MODELS, jobs, runs, strict=True)}
-
-
-def _report(job: "Job", runs: "list[SeedRun]") -> "Report":
-    from rcprobe.loading import load
-    from rcprobe.probe import resolve_metrics
-    from rcprobe.runner import load_dataset
-    from rcprobe.summary import summarise
-
-    m = load(job.model, options=job.options, seed=job.seeds[0])
-    dataset = load_dataset(job.dataset, job.dataset_options)
-    return summarise(m, dataset, resolve_metrics(None), runs, train=job.train)
+    jobs = {
+        label: Job(model, options, "letters", {"length": 6}, train, tuple(range(seeds)))
+        for label, (model, options) in MODELS.items()
+    }
+    return run_reports(jobs, show)

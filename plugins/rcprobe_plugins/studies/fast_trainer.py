@@ -4,18 +4,16 @@ Shapes: S seeds, B prompts, L length, N = B·L tokens, M tokens that the loss co
 width, V vocabulary, P parameters.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from rcprobe.encoding import Encoding
 from rcprobe.errors import UsageError
 from rcprobe.facts import Fact
 from rcprobe.loaded import LoadedModel
@@ -23,9 +21,9 @@ from rcprobe.training import Checkpoint, TrainConfig
 from rcprobe.training.objectives import objective_of, weighted_cross_entropy
 from rcprobe.training.trainer import Average, adamw, forward_statements, maskable_tokens
 from rcprobe_plugins.models.blocks import TinyModel
-
-Weights = Mapping[str, Tensor]
-Layout = Sequence[tuple[Sequence[str], torch.Size]]
+from rcprobe_plugins.studies.mask_queries import MaskQueries
+from rcprobe_plugins.studies.stacked import Weights, layout_of, named
+from rcprobe_plugins.studies.stacked_forward import logits
 
 
 @dataclass(frozen=True)
@@ -72,8 +70,8 @@ def record(
     ids, real = forward_statements(m, facts)
     _refuse(models, bool(real.all()))
     flat = nn.Parameter(torch.stack([nn.utils.parameters_to_vector(x.model.parameters()).detach() for x in models]))
-    layout = _layout(m.model)
-    _check(m, layout, flat.detach(), ids[: config.batch_size])
+    layout = layout_of(m.model)
+    masks = tables_of(m, ids[: config.batch_size])
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     optimiser, average = adamw([flat], config), Average([flat], config.ema)
     objective, may = objective_of(m, config), maskable_tokens(m, facts, config, real)
@@ -85,7 +83,7 @@ def record(
             drawn = torch.randint(len(ids), (config.batch_size,), generator=generator)
             statements = ids[drawn].to(m.device)
             asked.append((statements, *objective.draw(m, statements, may[drawn].to(m.device), generator)))
-        loss = _losses(m, _named(layout, flat), *(torch.stack(tensors) for tensors in zip(*asked, strict=True)))
+        loss = _losses(m, masks, named(layout, flat), *(torch.stack(tensors) for tensors in zip(*asked, strict=True)))
         (flat.grad,) = torch.autograd.grad(loss.sum(), flat)
         norm = flat.grad.norm(dim=1, keepdim=True)
         flat.grad.mul_((config.clip / (norm + 1e-6)).clamp(max=1.0))
@@ -113,38 +111,37 @@ def _refuse(models: Sequence[LoadedModel], one_length: bool) -> None:
             )
 
 
-def _check(m: LoadedModel, layout: Layout, flat: Float[Tensor, "S P"], ids: Int[Tensor, "B L"]) -> None:
-    """Refuse a model whose own forward gives other logits; tried away from its start, where a head may be zero."""
-    noise = torch.randn(flat.shape[1], generator=torch.Generator().manual_seed(0)).to(flat)
-    weights = _named(layout, flat[:1] + 0.1 * noise)
-    ids = ids.to(m.device)
+def tables_of(m: LoadedModel, ids: Int[Tensor, "B L"]) -> MaskQueries | None:
+    """The tables of a one-layer model's masks, or None where none hold; tried on some statements.
+
+    Raises ``UsageError`` for a model whose own forward gives other logits than ours.
+    """
+    model: Any = m.model
+    ids = ids.to(m.device).clone()
+    if m.mask_id is not None:
+        ids[:, ::2] = m.mask_id
+    own = nn.utils.parameters_to_vector(model.parameters()).detach()
+    noise = torch.randn(len(own), generator=torch.Generator().manual_seed(0)).to(own)
+    weights = named(layout_of(model), (own + 0.1 * noise)[None])  # away from a start whose head may be zero
     with torch.no_grad():
         one = {name: w[0] for name, w in weights.items()}
-        own = functional_call(m.model, one, kwargs={"input_ids": ids}, tie_weights=False).logits
-        found = _logits(m.model, weights, ids[None], torch.arange(ids.numel(), device=m.device)[None])
-    if not torch.allclose(own.flatten(0, 1), found[0], rtol=1e-3, atol=1e-3, equal_nan=True):
-        raise UsageError(f"{m.source}: its forward isn't that of a tiny model; train it with rcprobe.training.train")
+        expected = functional_call(model, one, kwargs={"input_ids": ids}, tie_weights=False).logits.flatten(0, 1)
 
+        def agree(at: Int[Tensor, " M"], masks: MaskQueries | None) -> bool:
+            found = logits(model, weights, ids[None], at[None], masks)[0]
+            return torch.allclose(expected[at], found, rtol=1e-3, atol=1e-3, equal_nan=True)
 
-def _layout(model: nn.Module) -> Layout:
-    """How P is laid out: each parameter's names (two where it is tied) and shape."""
-    names: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
-    return [(names[id(p)], p.shape) for p in model.parameters()]
-
-
-def _named(layout: Layout, flat: Float[Tensor, "S P"]) -> Weights:
-    """Name → weights [S, …]."""
-    pieces = torch.split(flat, [shape.numel() for _, shape in layout], dim=1)
-    named = {}
-    for (names, shape), piece in zip(layout, pieces, strict=True):
-        named.update(dict.fromkeys(names, piece.view(len(flat), *shape)))
-    return named
+        if not agree(torch.arange(ids.numel(), device=m.device), None):
+            raise UsageError(f"{m.source}: its forward is no tiny model's; train it with rcprobe.training.train")
+        if m.mask_id is None or len(model.blocks) > 1:
+            return None
+        masks = MaskQueries(model, weights, ids.shape[1], m.mask_id)
+        return masks if agree((ids.flatten() == m.mask_id).nonzero()[:, 0], masks) else None
 
 
 def _losses(
     m: LoadedModel,
+    masks: MaskQueries | None,
     weights: Weights,
     ids: Int[Tensor, "S B L"],
     shown: Int[Tensor, "S B L"],
@@ -155,93 +152,9 @@ def _losses(
     most = int(counted.sum(dim=1).max())
     # as many tokens of each seed, so some of weight 0
     at = counted.byte().argsort(dim=1, descending=True, stable=True)[:, :most]
-    logits = _logits(m.model, weights, shown, (at - shift).clamp(min=0))
+    if masks is not None and not bool(((shown.flatten(1) == m.mask_id) | ~counted).all()):
+        masks = None  # this loss also counts tokens that it shows
+    model: Any = m.model
+    found = logits(model, weights, shown, (at - shift).clamp(min=0), masks)
     targets = ids.flatten(1).gather(1, at)
-    return weighted_cross_entropy(m.adapter.logits(logits, m.mask_id), targets, weight.gather(1, at))
-
-
-def _logits(model: Any, weights: Weights, ids: Int[Tensor, "S B L"], at: Int[Tensor, "S M"]) -> Float[Tensor, "S M V"]:
-    """Logits at the tokens ``at``, which index a seed's N: what ``TinyModel.forward`` gives there without dropout."""
-    seeds, prompts, length = ids.shape
-    x = _pick(weights["embed_tokens.weight"], ids.flatten(1))
-    x = _each(model.encoding, "embed", weights, x.view(seeds, prompts, length, -1))[0].flatten(1, 2)
-    bias = _bias(model, weights, length, x)
-    for number, block in enumerate(model.blocks):
-        name = f"blocks.{number}"
-        qkv = _linear(_norm(x, weights, f"{name}.norm1"), weights, f"{name}.attention.qkv")
-        qkv = qkv.view(seeds, prompts, length, 3, model.config.heads, -1)
-        query, key, value = qkv.permute(3, 0, 1, 4, 2, 5).unbind(0)
-        query, key = _each(model.encoding, "rotate", weights, query, key)
-        (value,) = _each(model.encoding, "place", weights, value)
-        scores = query @ key.transpose(-1, -2) * block.attention.scaling
-        attended = (scores if bias is None else scores + bias).softmax(dim=-1) @ value
-        (attended,) = _each(model.encoding, "read", weights, attended)
-        attended = attended.transpose(2, 3).reshape(x.shape)
-        if number == len(model.blocks) - 1:
-            attended, x = _pick(attended, at), _pick(x, at)
-        x = x + _linear(attended, weights, f"{name}.attention.out")
-        hidden = F.gelu(_linear(_norm(x, weights, f"{name}.norm2"), weights, f"{name}.mlp.0"), approximate="tanh")
-        x = x + _linear(hidden, weights, f"{name}.mlp.2")
-    return _linear(_norm(x, weights, "norm"), weights, "lm_head")
-
-
-def _pick(x: Float[Tensor, "S R W"], at: Int[Tensor, "S M"]) -> Float[Tensor, "S M W"]:
-    seeds, rows, width = x.shape
-    first = torch.arange(0, seeds * rows, rows, device=x.device)[:, None]
-    return x.reshape(-1, width).index_select(0, (at + first).flatten()).view(seeds, -1, width)
-
-
-def _linear(x: Float[Tensor, "S R I"], weights: Weights, name: str) -> Float[Tensor, "S R O"]:
-    weight, bias = weights[f"{name}.weight"].transpose(1, 2), weights.get(f"{name}.bias")
-    return x @ weight if bias is None else torch.baddbmm(bias[:, None], x, weight)
-
-
-def _norm(x: Float[Tensor, "S R W"], weights: Weights, name: str) -> Float[Tensor, "S R W"]:
-    normed = F.layer_norm(x, x.shape[-1:])
-    return torch.addcmul(weights[f"{name}.bias"][:, None], normed, weights[f"{name}.weight"][:, None])
-
-
-def _bias(model: Any, weights: Weights, length: int, like: Tensor) -> Tensor | None:
-    """What is added to scores [S, B, H, L, L]: the encoding's bias, and −∞ to the right of a causal token."""
-    bias: Tensor | None = model.encoding.bias(length)
-    if bias is not None and any(_own(weights)):
-        bias = torch.stack([functional_call(_Method(model.encoding, "bias"), w, length) for w in _own(weights)])
-    causal = like.new_full((length, length), -torch.inf).triu(1) if model.causal else None
-    if bias is None or causal is None:
-        return causal if bias is None else bias.to(like)
-    return bias.to(like) + causal
-
-
-def _each(encoding: Encoding, method: str, weights: Weights, *x: Float[Tensor, "S B ..."]) -> tuple[Tensor, ...]:
-    """The encoding's method with each seed's own weights; without any, seeds are merely more prompts."""
-    if getattr(type(encoding), method) is getattr(Encoding, method):
-        return x
-    own = _own(weights)
-    if not any(own):
-        found = getattr(encoding, method)(*(tensor.flatten(0, 1) for tensor in x))
-        return tuple(part.view(*x[0].shape[:2], *part.shape[1:]) for part in _several(found))
-    call = _Method(encoding, method)
-    given = zip(own, zip(*x, strict=True), strict=True)
-    seeds = [_several(functional_call(call, w, tensors)) for w, tensors in given]
-    return tuple(torch.stack(parts) for parts in zip(*seeds, strict=True))
-
-
-def _several(found: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (found,) if isinstance(found, Tensor) else found
-
-
-def _own(weights: Weights) -> list[dict[str, Tensor]]:
-    """For each seed, its encoding's weights by name."""
-    owned = {name: w for name, w in weights.items() if name.startswith("encoding.")}
-    return [{name: w[seed] for name, w in owned.items()} for seed in range(len(weights["norm.weight"]))]
-
-
-class _Method(nn.Module):
-    """A method of an encoding as the forward that ``functional_call`` asks for."""
-
-    def __init__(self, encoding: Encoding, method: str) -> None:
-        super().__init__()
-        self.encoding, self.method = encoding, method
-
-    def forward(self, *given: Any) -> Any:
-        return getattr(self.encoding, self.method)(*given)
+    return weighted_cross_entropy(m.adapter.logits(found, m.mask_id), targets, weight.gather(1, at))

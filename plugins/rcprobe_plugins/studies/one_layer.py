@@ -1,0 +1,130 @@
+"""The one-layer study (§5): which models are trained, how, and their numbers by seed and step."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from rcprobe.plugins import registry
+from rcprobe_plugins.datasets.letters import letters
+
+if TYPE_CHECKING:
+    from rcprobe.report import Report
+    from rcprobe.training import TrainConfig
+
+LENGTHS = (10, 20, 30, 40)  # of Tab. 1
+PAPER = ("absolute", "rope", "alibi")  # of Tab. 2, in its order
+LETTERS, PROBABILITY = "52 letters", "P(right letter | a letter)"
+Direction = Literal["forward", "reverse"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A one-layer model on sequences of one length."""
+
+    model: str
+    encoding: str
+    length: int
+
+    @property
+    def label(self) -> str:
+        """As tables and figures name it."""
+        kind = "" if self.model == "radd" else f" {self.model}"
+        return f"{self.encoding}{kind}, L = {self.length}"
+
+    @property
+    def pairing(self) -> Literal["same_target", "swapped"]:
+        """What accuracy is of: a masked model is asked for a both ways, a causal one for b and for a."""
+        return "same_target" if self.model == "radd" else "swapped"
+
+
+def encodings(quick: bool = False) -> list[str]:
+    """The paper's three first, then every other registered one; ``quick`` leaves out bundled ones that aren't its."""
+    mine = registry().entry("encodings", PAPER[0]).origin
+    others = [name for name in registry().names("encodings") if name not in PAPER]
+    return [*PAPER, *(n for n in others if not quick or registry().entry("encodings", n).origin != mine)]
+
+
+def recipe(length: int, quick: bool = False) -> "TrainConfig":
+    """How every encoding is trained at a length: RADD's t-DCE, AdamW at 1e-3 (β2 .98), clip 1, batch 64, EMA .999."""
+    from rcprobe.training import TrainConfig
+
+    if quick:
+        return TrainConfig(steps=3000, probe_at=(1000,))
+    steps = 10_000 if length <= 10 else 20_000
+    return TrainConfig(steps=steps, probe_at=(300, 1000, 3000, 5000))
+
+
+def train_settings(
+    settings: Sequence[Setting], seeds: int, train: "Callable[[int], TrainConfig]" = recipe, *, show: bool = False
+) -> "dict[Setting, Report]":
+    """Train every setting as ``train`` says for its length, on seeds 0 … ``seeds`` − 1, probe it, and judge it.
+
+    Raises ``DataError`` for a length without room for a pair, ``UnknownNameError`` for an encoding nobody registered.
+    """
+    from rcprobe_plugins.studies.jobs import Job, start_server
+    from rcprobe_plugins.studies.reports import run_reports
+
+    for setting in settings:
+        registry().entry("encodings", setting.encoding)
+        letters(setting.length)
+    start_server()
+    jobs = {
+        s.label: Job(
+            s.model, {"encoding": s.encoding}, "letters", {"length": s.length}, train(s.length),
+            tuple(range(seeds)),
+        )
+        for s in sorted(settings, key=lambda s: -s.length)  # the longest first, so that no core waits at the end
+    }  # fmt: skip
+    reports = run_reports(jobs, show)
+    return {s: reports[s.label] for s in settings}
+
+
+def accuracies(report: "Report", setting: Setting, reading: str, direction: Direction) -> dict[int, list[float]]:
+    """Step → the share of right answers of each seed that finished, in percent."""
+    way = ("forward", "reverse").index(direction)
+    found: dict[int, list[float]] = {}
+    for run in finished(report):
+        for step in run.steps:
+            found.setdefault(step.step, []).append(100 * step.accuracy[setting.pairing][reading][way])
+    return found
+
+
+def probabilities(report: "Report", direction: Direction) -> dict[int, list[float]]:
+    """Step → each seed's mean probability of the right letter, given that it isn't the placeholder, in percent."""
+    found: dict[int, list[float]] = {}
+    for run in finished(report):
+        for step in run.steps:
+            for measured in step.measured:
+                if measured.metric == "reverse_probability":
+                    log = measured.columns[f"{direction}, {LETTERS}"]
+                    found.setdefault(step.step, []).append(100 * float(np.nanmean(np.exp(log))))
+    return found
+
+
+def finished(report: "Report") -> list[Any]:
+    """The seeds that reached their last step."""
+    return [run for run in report.runs if run.failure is None]
+
+
+def rows(reports: "Mapping[Setting, Report]") -> Iterator[dict[str, Any]]:
+    """Every accuracy and probability, one row a number: setting, step, seed, reading, direction, value in percent."""
+    directions: tuple[Direction, ...] = ("forward", "reverse")
+    for setting, report in reports.items():
+        start = {"model": setting.model, "encoding": setting.encoding, "length": setting.length}
+        seeds = [run.seed for run in finished(report)]
+        for direction in directions:
+            read = {r: accuracies(report, setting, r, direction) for r in report.accuracy.get(setting.pairing, {})}
+            for reading, steps in {**read, PROBABILITY: probabilities(report, direction)}.items():
+                for step, values in steps.items():
+                    for seed, value in zip(seeds, values, strict=True):
+                        yield {
+                            **start, "step": step, "seed": seed, "reading": reading, "direction": direction,
+                            "percent": value,
+                        }  # fmt: skip
+
+
+def notes(reports: "Mapping[Setting, Report]") -> tuple[str, ...]:
+    """What must be known first of each setting: seeds that diverged or are stuck, what wasn't measured."""
+    return tuple(f"{setting.label}: {note}" for setting, report in reports.items() for note in report.notes)

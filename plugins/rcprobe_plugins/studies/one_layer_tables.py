@@ -1,0 +1,213 @@
+"""Tab. 1 and 2 of the paper beside ours: every reading, every seed, along training, and why."""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from rcprobe.report import Report, words
+from rcprobe.report.sheet import Grid, Sheet
+from rcprobe.signatures import Signature
+from rcprobe.statistics import over_seeds
+from rcprobe_plugins.studies.one_layer import (
+    PROBABILITY,
+    Setting,
+    accuracies,
+    finished,
+    notes,
+    probabilities,
+    rows,
+)
+from rcprobe_plugins.studies.one_layer_figures import figures
+from rcprobe_plugins.studies.published import published
+
+FULL = "full vocabulary"
+WHY = ("storage", "attention_correlation", "gradient_alignment")
+Paper = Mapping[Setting, tuple[float, float]]
+Reports = Mapping[Setting, Report]
+
+EXPLAINED = (
+    "Forward asks in the order of training, reverse in the order never seen. Full vocabulary: the answer competes with "
+    f"the placeholder 0 too; 52 and 26 letters: with letters alone. {PROBABILITY}: the probability of the right letter "
+    "given that the answer is not the placeholder. The paper doesn't say which reading its figures are of.",
+    "Storage: was evidence→answer written into the weights? Routing: do forward and reverse attention scores go "
+    "together over facts? Dynamics: does a forward step serve the reverse query, beyond the same answer from other "
+    "evidence? Identity: true by construction, trained or not.",
+)
+
+
+def tab1(reports: Reports) -> Sheet:
+    """Tab. 1: the masked model with RoPE and the causal one, by length."""
+    paper: dict[Setting, tuple[float, float]] = {}
+    for row in published("tab1").to_dict("records"):
+        length = int(row["length"])
+        paper[Setting("radd", "rope", length)] = (row["mdm_forward"], row["mdm_reverse"])
+        paper[Setting("gpt2-mini", "absolute", length)] = (row["arm_forward"], row["arm_reverse"])
+    return _sheet("tab1", "Tab. 1: masked diffusion with RoPE, and a causal model", reports, paper)
+
+
+def tab2(reports: Reports) -> Sheet:
+    """Tab. 2: the masked model by encoding and length."""
+    paper = {
+        Setting("radd", row["encoding"], int(row["length"])): (row["forward"], row["reverse"])
+        for row in published("tab2").to_dict("records")
+    }
+    sheet = _sheet("tab2", "Tab. 2: which encodings transfer", reports, paper)
+    lengths = dict.fromkeys(setting.length for setting in reports)
+    order = tuple(_order({s: r for s, r in reports.items() if s.length == length}) for length in lengths)
+    return Sheet(sheet.key, sheet.title, (*order, *sheet.answer), sheet.grids, sheet.values, sheet.notes, sheet.figures)
+
+
+def fig3(reports: Reports) -> Sheet:
+    """Fig. 3: routing, dynamics and outcome of the masked model with RoPE, by length and along training."""
+    return Sheet(
+        "fig3",
+        "Fig. 3: score correlation, gradient cosine and probability, with RoPE",
+        tuple(_because(reports)),
+        (_why(reports), _training(reports)),
+        tuple(rows(reports)),
+        (*notes(reports), EXPLAINED[1]),
+        figures(reports),
+    )
+
+
+def _sheet(key: str, title: str, reports: Reports, paper: Paper) -> Sheet:
+    grids = (_outcome(reports, paper), _why(reports), _training(reports), _seeds(reports))
+    moves = (_moves(setting, report) for setting, report in reports.items())
+    answer = (*(said for said in moves if said), *_because(reports))
+    return Sheet(key, title, answer, grids, tuple(rows(reports)), (*notes(reports), *EXPLAINED), figures(reports))
+
+
+def _outcome(reports: Reports, paper: Paper) -> Grid:
+    body = []
+    for setting, report in reports.items():
+        printed = paper.get(setting)
+        said = "–" if printed is None else f"{printed[0]:.1f} / {printed[1]:.1f}"
+        for reading in report.accuracy.get(setting.pairing, {}):
+            forward, reverse = (
+                accuracies(report, setting, reading, "forward"),
+                accuracies(report, setting, reading, "reverse"),
+            )
+            body.append((setting.label, reading, said, _spread(_end(forward)), _spread(_end(reverse))))
+        body.append(
+            (
+                setting.label,
+                PROBABILITY,
+                "–",
+                _spread(_end(probabilities(report, "forward"))),
+                _interval(_end(probabilities(report, "reverse"))),
+            )
+        )
+    headings = ("model", "reading", "paper: forward / reverse", "forward, %", "reverse, %")
+    return Grid(
+        "Mean ± standard deviation (range over seeds), at the last step; [95 % interval]", headings, tuple(body)
+    )
+
+
+def _why(reports: Reports) -> Grid:
+    body = []
+    for setting, report in reports.items():
+        found = [_signature(report.signatures[name]) for name in WHY if name in report.signatures]
+        body.append((setting.label, *found, *["–"] * (len(WHY) - len(found))))
+    return Grid(
+        "Why: each signature's verdict, estimate and 95 % interval",
+        ("model", "storage", "routing", "dynamics"),
+        tuple(body),
+    )
+
+
+def _signature(signature: Signature) -> str:
+    if not signature.findings:
+        return signature.verdict
+    finding = signature.findings[0]
+    return f"{signature.verdict}: {words.interval(finding)}; {words.control(finding)}"
+
+
+def _training(reports: Reports) -> Grid:
+    """Reverse accuracy and probability at each probed step."""
+    steps = sorted({step for r in reports.values() for run in finished(r) for step in (s.step for s in run.steps)})
+    body = []
+    for setting, report in reports.items():
+        for reading in (FULL, PROBABILITY):
+            found = (
+                probabilities(report, "reverse")
+                if reading == PROBABILITY
+                else accuracies(report, setting, FULL, "reverse")
+            )
+            body.append((setting.label, reading, *(_spread(found[s]) if s in found else "" for s in steps)))
+    return Grid("Reverse queries along training, %", ("model", "reading", *(f"step {s}" for s in steps)), tuple(body))
+
+
+def _seeds(reports: Reports) -> Grid:
+    """Each seed at the last step: forward and reverse over the full vocabulary, and the reverse probability."""
+    seeds = sorted({run.seed for report in reports.values() for run in report.runs})
+    body = []
+    for setting, report in reports.items():
+        columns = [
+            _end(accuracies(report, setting, FULL, "forward")),
+            _end(accuracies(report, setting, FULL, "reverse")),
+            _end(probabilities(report, "reverse")),
+        ]
+        done = [run.seed for run in finished(report)]
+        each = dict(zip(done, zip(*columns, strict=True), strict=True))
+        cells = (" / ".join(f"{v:.1f}" for v in each[seed]) if seed in each else "failed" for seed in seeds)
+        body.append((setting.label, *cells))
+    title = f"Every seed: forward / reverse, full vocabulary, / reverse {PROBABILITY}, %"
+    return Grid(title, ("model", *(f"seed {seed}" for seed in seeds)), tuple(body))
+
+
+def _order(reports: Reports) -> str:
+    """Which encoding transfers how well at one length, and between which neighbours the seeds decide."""
+    found = {setting: over_seeds(_end(probabilities(report, "reverse"))) for setting, report in reports.items()}
+    ranked = sorted((s for s in found if found[s].value == found[s].value), key=lambda s: -found[s].value)
+    if not ranked:
+        return "No seed finished, so nothing can be said of transfer."
+    said = [f"{s.encoding} {_interval(_end(probabilities(reports[s], 'reverse')))} %" for s in ranked]
+    between: dict[bool, list[str]] = {True: [], False: []}
+    for better, worse in pairwise(ranked):
+        between[found[better].low > found[worse].high].append(f"{better.encoding} over {worse.encoding}")
+    names = {True: "intervals apart", False: "not decided"}
+    verdict = "; ".join(f"{names[apart]}: {', '.join(pairs)}" for apart, pairs in between.items() if pairs)
+    return f"L = {ranked[0].length}: reverse {PROBABILITY}, mean [95 % interval over seeds]: {', '.join(said)}" + (
+        f". Between neighbours, {verdict}." if verdict else "."
+    )
+
+
+def _moves(setting: Setting, report: Report) -> str:
+    """How far reverse accuracy depends on when training stops; empty where it hardly does."""
+    found = accuracies(report, setting, FULL, "reverse")
+    means = {step: float(np.mean(values)) for step, values in found.items() if step}
+    if not means or max(means.values()) - min(means.values()) < 5:
+        return ""
+    path = ", ".join(f"{value:.0f} at step {step}" for step, value in means.items())
+    return f"{setting.label}: reverse accuracy over the full vocabulary depends on when one stops: {path}."
+
+
+def _because(reports: Reports) -> list[str]:
+    said = []
+    for setting, report in reports.items():
+        verdicts = [f"{s.title} {s.verdict}" for name, s in report.signatures.items() if name in WHY]
+        said.append(f"{setting.label}: {', '.join(verdicts)}.")
+    return said
+
+
+def _end(steps: Mapping[int, Sequence[float]]) -> list[float]:
+    """The values of the last step."""
+    return list(steps[max(steps)]) if steps else []
+
+
+def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return "–"
+    mean, low, high = float(np.mean(values)), min(values), max(values)
+    if len(values) < 2 or f"{low:.1f}" == f"{high:.1f}":
+        return f"{mean:.1f}"
+    return f"{mean:.1f} ± {np.std(values, ddof=1):.1f} ({low:.1f}–{high:.1f})"
+
+
+def _interval(values: Sequence[float]) -> str:
+    if not values:
+        return "–"
+    found = over_seeds(values)
+    low, high = max(found.low, 0.0), min(found.high, 100.0)
+    return f"{found.value:.1f}" + ("" if found.low != found.low else f" [{low:.1f}, {high:.1f}]")

@@ -1,0 +1,103 @@
+"""``rcprobe reproduce``: the paper's tables, beside ours."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from rcprobe.report import Report
+    from rcprobe.report.sheet import Sheet
+    from rcprobe_plugins.studies.one_layer import Setting
+
+TABLES = ("tab1", "tab2", "tab3", "tab4", "tab5", "fig3")
+QUICK_SEEDS = 3
+
+
+def command(
+    table: Annotated[str, typer.Argument(help=f"{', '.join(TABLES)}, reviews, or all.", show_default=False)],
+    seeds: Annotated[
+        int | None, typer.Option(help="Seeds of each model (8; 3 with --quick).", show_default=False)
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Small and short: a minute or two a table.")] = False,
+    question: Annotated[str, typer.Option(help="Of reviews: letters, as in ae; all of a to i by default.")] = "",
+    out: Annotated[Path | None, typer.Option(help="A new folder for CSV, LaTeX, HTML and SVG.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+) -> None:
+    """Train the one-layer models of the paper and print its tables beside ours, every seed shown; or answer what its
+    readers still ask (reviews): a sentence with its interval and a figure for each question.
+
+    Example: rcprobe reproduce tab2 --quick --out runs/tab2
+    """
+    from rcprobe.cli import print_json
+    from rcprobe.errors import UnknownNameError, UsageError
+    from rcprobe.report.report import new_folder
+
+    if table not in (*TABLES, "reviews", "all"):
+        raise UnknownNameError("table", table, (*TABLES, "reviews", "all"))
+    if seeds is not None and seeds < 1:
+        raise UsageError(f"--seeds {seeds}: use 1 or more")
+    folder = new_folder(out) if out is not None else None
+    count = seeds or (QUICK_SEEDS if quick else 8)
+    asked = TABLES if table == "all" else () if table == "reviews" else (table,)
+    sheets = reproduce(asked, count, quick, show=not (quiet or as_json))
+
+    from rcprobe.report.sheet import print_sheet, save_sheet
+
+    for sheet in sheets:
+        if folder is not None:
+            save_sheet(sheet, folder)
+        if not (quiet or as_json):
+            print_sheet(sheet)
+    answers = []
+    if table in ("reviews", "all"):
+        from rcprobe_plugins.studies.reviews.command import answer_questions
+
+        answers = answer_questions(question, seeds, quick, folder, show=not (quiet or as_json))
+    if as_json:
+        print_json({sheet.key: sheet.to_dict() for sheet in sheets} | ({"reviews": answers} if answers else {}))
+
+
+def reproduce(tables: tuple[str, ...], seeds: int, quick: bool = False, show: bool = False) -> "list[Sheet]":
+    """The tables' sheets; a model that several tables need is trained once."""
+    from functools import partial
+
+    from rcprobe_plugins.studies.one_layer import recipe, train_settings
+
+    wanted = {table: settings_of(table, quick) for table in tables}
+    every = list(dict.fromkeys(setting for settings in wanted.values() for setting in settings))
+    trained = train_settings(every, seeds, partial(recipe, quick=quick), show=show) if every else {}
+    return [_sheet(table, {setting: trained[setting] for setting in wanted[table]}) for table in tables]
+
+
+def settings_of(table: str, quick: bool = False) -> "list[Setting]":
+    """The models whose training a table needs."""
+    from rcprobe_plugins.studies.one_layer import LENGTHS, Setting, encodings
+
+    lengths = LENGTHS[:1] if quick else LENGTHS
+    rope = [Setting("radd", "rope", length) for length in lengths]
+    return {
+        "tab1": [s for r in rope for s in (r, Setting("gpt2-mini", "absolute", r.length))],
+        "tab2": [Setting("radd", name, length) for length in lengths[:2] for name in encodings(quick)],
+        "tab3": [],
+        "tab4": [],
+        "tab5": rope,
+        "fig3": rope,
+    }[table]
+
+
+def _sheet(table: str, reports: "dict[Setting, Report]") -> "Sheet":
+    from rcprobe_plugins.studies import bounds, one_layer_tables
+
+    if table in ("tab3", "tab4"):
+        return bounds.tab3() if table == "tab3" else bounds.tab4()
+    trained: Mapping[str, Callable[[dict[Setting, Report]], Sheet]] = {
+        "tab1": one_layer_tables.tab1,
+        "tab2": one_layer_tables.tab2,
+        "tab5": bounds.tab5,
+        "fig3": one_layer_tables.fig3,
+    }
+    return trained[table](reports)

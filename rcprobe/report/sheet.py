@@ -1,0 +1,102 @@
+"""A study's result: an answer, tables and figures of several runs, printed and as files."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from rcprobe.errors import MissingExtraError
+from rcprobe.files import strict
+from rcprobe.report.export import latex_table
+from rcprobe.report.figures import installed, write_figures
+from rcprobe.report.html import drawn, part
+from rcprobe.report.panels import FigureData
+from rcprobe.report.tables import csv_text
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of texts."""
+
+    title: str
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """What a study found: ``values`` are its numbers, one row each, in full precision; ``key`` names its files."""
+
+    key: str
+    title: str
+    answer: tuple[str, ...]
+    grids: tuple[Grid, ...]
+    values: tuple[Mapping[str, Any], ...]
+    notes: tuple[str, ...] = ()
+    figures: tuple[FigureData, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The sheet without its figures, ready for strict JSON: undefined numbers are None."""
+        said = {"title": self.title, "answer": list(self.answer), "notes": list(self.notes)}
+        return strict({**said, "values": [dict(row) for row in self.values]})  # type: ignore[no-any-return]
+
+
+def print_sheet(sheet: Sheet, console: Console | None = None) -> None:
+    """Print tables, notes, and the answer last."""
+    console = console or Console(highlight=False)
+    console.print(sheet.title, style="bold", soft_wrap=True, markup=False)
+    for grid in sheet.grids:
+        table = Table(title=grid.title, title_justify="left", pad_edge=False)
+        for heading in grid.headings:
+            table.add_column(escape(heading), overflow="fold")
+        for row in grid.rows:
+            table.add_row(*map(escape, row))
+        console.print(table)
+    for note in sheet.notes:
+        console.print(f"note: {note}", soft_wrap=True, markup=False)
+    for line in sheet.answer:
+        console.print(line, style="bold", soft_wrap=True, markup=False)
+
+
+def save_sheet(sheet: Sheet, folder: Path) -> None:
+    """Write values as CSV and JSON, tables as LaTeX and, where matplotlib is installed, the page and figures as SVG."""
+    (folder / f"{sheet.key}.csv").write_text(csv_text(sheet.values), encoding="utf-8")
+    (folder / f"{sheet.key}.json").write_text(json.dumps(sheet.to_dict(), indent=2, allow_nan=False), encoding="utf-8")
+    (folder / f"{sheet.key}.tex").write_text(to_latex(sheet), encoding="utf-8")
+    if installed():
+        (folder / f"{sheet.key}.html").write_text(page(sheet), encoding="utf-8")
+        figures = folder / f"{sheet.key}-figures"
+        figures.mkdir()
+        write_figures(sheet.figures, figures, ("svg",))
+
+
+def to_latex(sheet: Sheet) -> str:
+    """Every table of the sheet for the package booktabs, answer and notes as comments above the first."""
+    said: Sequence[str] = (*sheet.answer, *sheet.notes)
+    made = []
+    for grid in sheet.grids:
+        made.append(latex_table(grid.title, grid.headings, grid.rows, said, "l" * len(grid.headings)))
+        said = ()
+    return "\n".join(made)
+
+
+def page(sheet: Sheet) -> str:
+    """The sheet as one page that needs no other file.
+
+    Raises ``MissingExtraError`` without matplotlib and jinja2.
+    """
+    try:
+        from jinja2 import Environment, StrictUndefined
+        from markupsafe import Markup
+    except ImportError as error:
+        raise MissingExtraError(f"{sheet.key}.html", "jinja2", "report") from error
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(part("sheet.html.j2"))
+    return template.render(
+        sheet=sheet, figures=[drawn(data) for data in sheet.figures], style=Markup(part("report.css"))
+    )

@@ -1,0 +1,172 @@
+"""The one-layer study: its tables are those of its reports, its files are all there, bad requests are refused."""
+
+import csv
+import json
+import math
+from io import StringIO
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from rcprobe import TrainConfig
+from rcprobe.errors import DataError, UnknownNameError, UsageError
+from rcprobe.plugins import registry
+from rcprobe.report.sheet import Grid, Sheet, print_sheet, save_sheet, to_latex
+from rcprobe_plugins.studies import bounds, one_layer_tables
+from rcprobe_plugins.studies.one_layer import (
+    PROBABILITY,
+    Setting,
+    encodings,
+    probabilities,
+    recipe,
+    rows,
+    train_settings,
+)
+from rcprobe_plugins.studies.one_layer_figures import correlation_map, cosines, mean_map
+from rcprobe_plugins.studies.reproduce import TABLES, command, settings_of
+
+ROPE, ALIBI, ARM = (Setting("radd", "rope", 4), Setting("radd", "alibi", 4), Setting("gpt2-mini", "absolute", 4))
+
+
+@pytest.fixture(scope="module")
+def reports():
+    return train_settings([ROPE, ALIBI, ARM], 2, lambda length: TrainConfig(steps=6, probe_at=(3,)))
+
+
+def test_every_seed_step_reading_and_direction_has_its_row(reports):
+    found = list(rows(reports))
+    assert {row["step"] for row in found} == {0, 3, 6}
+    assert {row["seed"] for row in found} == {0, 1}
+    readings = {row["reading"] for row in found if row["encoding"] == "rope"}
+    assert readings == {"full vocabulary", "52 letters", "26 letters", PROBABILITY}
+    assert len(found) == 2 * 2 * 3 * (2 * 4 + 5)  # directions, seeds, steps; a causal model is also read by writing on
+    assert all(0 <= row["percent"] <= 100 or math.isnan(row["percent"]) for row in found)
+
+
+def test_the_probability_is_that_of_a_letter_among_letters(reports):
+    start = probabilities(reports[ROPE], "reverse")[0]
+    assert start == pytest.approx([100 / 52] * 2, rel=1e-4)  # RADD's head starts at zero
+
+
+def test_tables_say_what_the_paper_printed_and_every_seed(reports):
+    sheet = one_layer_tables.tab2({Setting("radd", "rope", 10): reports[ROPE], ALIBI: reports[ALIBI]})
+    outcome, why, training, seeds = sheet.grids
+    assert {row[2] for row in outcome.rows if row[1] != PROBABILITY} == {"99.3 / 43.1", "–"}
+    assert why.rows[1][2].startswith("identity: 1.00")
+    assert training.headings[2:] == ("step 0", "step 3", "step 6")
+    assert seeds.headings[1:] == ("seed 0", "seed 1")
+    assert "rope" in " ".join(sheet.answer)
+
+
+def test_the_order_of_encodings_is_decided_only_where_intervals_are_apart(monkeypatch, reports):
+    told = {"rope": [80.0, 82.0, 81.0], "alibi": [99.0, 99.1, 99.2], "absolute": [60.0, 100.0, 80.0]}
+    settings = {Setting("radd", name, 4): name for name in told}
+    monkeypatch.setattr(one_layer_tables, "probabilities", lambda name, _: {0: [0.0], 9: told[name]})
+    said = one_layer_tables._order(settings)
+    assert "apart: alibi over rope" in said
+    assert "not decided: rope over absolute" in said
+
+
+def test_a_seed_that_failed_stays_in_the_table(reports):
+    from dataclasses import replace
+
+    report = reports[ALIBI]
+    broken = replace(report, runs=(report.runs[0], replace(report.runs[1], failure="training diverged: …, seed 1")))
+    sheet = one_layer_tables.tab2({ALIBI: broken})
+    assert sheet.grids[3].rows[0][2] == "failed"
+
+
+def test_scores_of_an_encoding_that_reads_distance_alone_correlate_fully(reports):
+    distances, r = mean_map(reports[ALIBI])
+    assert distances.tolist() == [1, 2, 3]
+    np.testing.assert_allclose(r, 1.0, atol=1e-5)
+    assert np.abs(mean_map(reports[ROPE])[1]).min() < 0.999
+
+
+def test_the_map_is_numpys_correlation_over_facts(reports):
+    measured = next(m for m in reports[ROPE].runs[0].steps[-1].measured if m.metric == "attention_correlation")
+    table = measured.table
+    scores = {
+        name: [
+            [measured.columns[name][(table.fact == fact) & (table.delta_forward == d)].mean() for fact in range(26)]
+            for d in (1, 2, 3)
+        ]
+        for name in ("forward", "reverse")
+    }
+    _, r = correlation_map(measured)
+    assert r[2, 0] == pytest.approx(np.corrcoef(scores["reverse"][2], scores["forward"][0])[0, 1])
+
+
+def test_a_causal_model_has_no_map_and_no_cosine_both_ways(reports):
+    assert mean_map(reports[ARM]) is None
+    by_step, by_length = cosines({ROPE: reports[ROPE], Setting("radd", "rope", 9): reports[ROPE]})
+    assert [panel.title for panel in by_step.panels] == ["rope, L = 4", "rope, L = 9"]
+    assert by_length.panels[0].series[0].places == (4.0, 9.0)
+    assert by_length.panels[0].series[0].points[0] == by_step.panels[0].series[0].points[-1]
+
+
+def test_table_5_lays_what_was_measured_over_the_bound(reports):
+    sheet = bounds.tab5({ALIBI: reports[ALIBI]})
+    assert sheet.grids[1].rows[0] == ("alibi, L = 4", "9", "1.000", "1.000", "100%")
+    measured = [row for row in sheet.values if row["model"]]
+    assert len(measured) == 9
+    overlay = sheet.figures[1].panels[0].series
+    assert [series.label for series in overlay] == ["forward with reverse", "bound on its mean (Thm 4.3)"]
+
+
+def test_closed_tables_agree_with_the_paper():
+    for sheet in (bounds.tab3(), bounds.tab4()):
+        assert "to the printed digit" in sheet.answer[0]
+
+
+def test_files_are_all_written_and_can_be_read(tmp_path, reports):
+    sheet = one_layer_tables.tab1({ROPE: reports[ROPE], ARM: reports[ARM]})
+    save_sheet(sheet, tmp_path)
+    written = list(csv.DictReader(StringIO((tmp_path / "tab1.csv").read_text())))
+    assert len(written) == len(sheet.values)
+    assert json.loads((tmp_path / "tab1.json").read_text())["values"][0]["model"] == "radd"
+    page = (tmp_path / "tab1.html").read_text()
+    assert page.count("<svg") >= 4
+    assert "http" not in page.split("</style>")[1].replace("http://www.w3.org", "")
+    assert (tmp_path / "tab1-figures" / "correlation.svg").exists()
+    assert (tmp_path / "tab1.tex").read_text().count(r"\begin{tabular}") == len(sheet.grids)
+
+
+def test_texts_are_printed_and_exported_as_they_are():
+    sheet = Sheet("x", "[bold]t", ("50 % & more",), (Grid("g_1", ("a [b]",), (("[red]1 %",),)),), ())
+    console = Console(record=True, width=80, file=StringIO())
+    print_sheet(sheet, console)
+    text = console.export_text()
+    assert "[bold]t" in text
+    assert "a [b]" in text
+    assert "[red]1 %" in text
+    assert r"[red]1 \%" in to_latex(sheet)
+
+
+def test_all_registered_encodings_are_compared_the_papers_first():
+    assert encodings()[:3] == ["absolute", "rope", "alibi"]
+    assert sorted(encodings()) == sorted(registry().names("encodings"))
+    assert encodings(quick=True) == ["absolute", "rope", "alibi"]
+    assert {s.encoding for s in settings_of("tab2")} == set(encodings())
+    assert {s.length for s in settings_of("tab1")} == {10, 20, 30, 40}
+    assert {s.length for table in TABLES for s in settings_of(table, quick=True)} == {10}
+
+
+def test_one_recipe_serves_every_encoding_of_a_length():
+    assert recipe(10).steps == 10_000
+    assert recipe(10, quick=True).steps == 3_000
+
+
+def test_bad_requests_are_refused(tmp_path):
+    with pytest.raises(UnknownNameError, match="did you mean 'tab2'"):
+        command("tab22")
+    with pytest.raises(UsageError, match="--seeds 0"):
+        command("tab2", seeds=0)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="can't write"):
+        command("tab3", out=tmp_path / "file" / "x")
+    with pytest.raises(DataError, match="no room for two letters"):
+        train_settings([Setting("radd", "rope", 1)], 1)
+    with pytest.raises(UnknownNameError, match="did you mean 'alibi'"):
+        train_settings([Setting("radd", "alibii", 4)], 1)
