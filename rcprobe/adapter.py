@@ -102,7 +102,8 @@ class Adapter:
     def build(cls, options: Options) -> nn.Module:
         """A model with random weights from options. Raises ``OptionError`` for an option it doesn't know."""
         raise AdapterError(
-            f"{cls.name}: this family can't be built from options; give the folder or hub id of a checkpoint"
+            f"{cls.name}: this family can't be built from options; give the folder or hub id of a checkpoint (of a "
+            f"folder with the family's own name: ./{cls.name})"
         )
 
     @classmethod

@@ -117,6 +117,8 @@ def _worst_p(findings: Sequence[Finding]) -> float:
 def _verdict(findings: Sequence[Finding], adjusted_p: float, replicate: str) -> tuple[Verdict, str]:
     minimum = MINIMUM[replicate]
     findings = [finding for finding in findings if finding.condition.judged]
+    if any(f.condition.growth and f.estimate.n == 0 for f in findings):
+        return "undefined", "it is judged by its growth over training, and nothing was trained here"
     few = min(f.estimate.n for f in findings)
     if any(f.undefined_pairs > UNDEFINED_SHARE for f in findings):
         return "undefined", f"over {UNDEFINED_SHARE:.0%} of the pairs have no value"
