@@ -56,7 +56,10 @@ def test_tables_say_what_the_paper_printed_and_every_seed(reports):
     assert why.rows[1][2].startswith("identity: 1.00")
     assert training.headings[2:] == ("step 0", "step 3", "step 6")
     assert seeds.headings[1:] == ("seed 0", "seed 1")
-    assert "rope" in " ".join(sheet.answer)
+    answer = " ".join(sheet.answer)
+    assert "rope, L = 10" in answer
+    assert "routing identity" in answer
+    assert ")." in answer  # a verdict that needs a reason has it
 
 
 def test_the_order_of_encodings_is_decided_only_where_intervals_are_apart(monkeypatch, reports):

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rcprobe import load, observe
+from rcprobe import TrainConfig, load, observe
 from rcprobe.controls import Assignment, assign
 from rcprobe.facts import Query, QueryPair
 from rcprobe.loaded import LoadedModel
@@ -37,8 +37,11 @@ from rcprobe.probing.capture import capture
 from rcprobe.probing.captured import target_rows
 from rcprobe.probing.gradients import gradient_products
 from rcprobe.probing.hooks import capture_with_hooks
+from rcprobe.runner import load_dataset
+from rcprobe.training import train
 from rcprobe_plugins.models.llama import Llama
 from rcprobe_plugins.models.radd import Radd
+from rcprobe_plugins.studies.fast_trainer import record
 
 Row = tuple[str, float, str]  # what, ratio, goal
 
@@ -200,6 +203,25 @@ def one_layer_rows(repeats: int) -> Iterator[Row]:
         yield f"one layer: {name} ÷ gradient products", ratio(theirs, ours, max(1, repeats // 3)), ">= 1"
 
 
+def training_rows(repeats: int) -> Iterator[Row]:
+    """Training: the plain loop beside eight seeds side by side, by step and seed."""
+    facts, seeds = load_dataset("letters", {"length": 10}).facts, range(8)
+    for encoding in ("rope", "absolute"):
+        models = [load("radd", options={"encoding": encoding}, seed=seed) for seed in seeds]
+
+        def plain(m: LoadedModel = models[0]) -> None:
+            list(train(m, facts, TrainConfig(steps=320), 0))
+
+        def together(models: list[LoadedModel] = models) -> None:
+            record(models, facts, TrainConfig(steps=40), seeds)
+
+        yield (
+            f"one layer, {encoding}: plain training ÷ eight seeds side by side",
+            ratio(plain, together, repeats),
+            ">= 3",
+        )
+
+
 def score_rows(repeats: int) -> Iterator[Row]:
     # a small vocabulary: the twin runs the head on every row
     m = llama(vocabulary=64)
@@ -309,7 +331,7 @@ class Answerer(nn.Module):
 
 def both_ways(m: LoadedModel, pairs: Sequence[QueryPair]) -> tuple[Answerer, list[tuple[Tensor, Tensor]]]:
     batches = [collate(m, [getattr(pair, way) for pair in pairs]) for way in ("forward", "reverse")]
-    row = int(batches[0].row[0])
+    row = int(batches[0].rows[0, 0])
     return Answerer(copy.deepcopy(m.model), row), [(batch.input_ids, batch.targets[:, 0]) for batch in batches]
 
 
@@ -437,7 +459,17 @@ def machine() -> str:
     return f"{model or platform.processor()}, one thread, torch {torch.__version__}, Python {platform.python_version()}"
 
 
-ROWS = (gradient_rows, lora_rows, one_layer_rows, score_rows, memory_rows, growth_rows, real_rows, accelerator_rows)
+ROWS = (
+    gradient_rows,
+    lora_rows,
+    one_layer_rows,
+    training_rows,
+    score_rows,
+    memory_rows,
+    growth_rows,
+    real_rows,
+    accelerator_rows,
+)
 
 
 def main() -> None:

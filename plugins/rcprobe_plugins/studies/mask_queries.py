@@ -93,11 +93,11 @@ class MaskQueries:
         if not overrides(self.model.encoding, "rotate"):
             return torch.einsum("shid,shjvd->sjvhi", query.expand(-1, -1, self.length, -1), key)
         query_turn, key_turn = self.turns or _turns(self.model.encoding, weights, query.shape[1], self.length)
-        query = torch.einsum("shid,shide->shie", query.expand(-1, -1, self.length, -1), query_turn.by)
+        query = torch.einsum("shid,shide->shie", query, query_turn.by)
         query = query + query_turn.offset
         # the query's side of a score, turned back to where the key stands
         seen = torch.einsum("shie,shjde->shjid", query, key_turn.by)
-        scores = torch.einsum("shjid,shjvd->sjvhi", seen, key.expand(-1, -1, self.length, -1, -1))
+        scores = torch.einsum("shjid,shjvd->sjvhi", seen, key)
         return scores + torch.einsum("shie,shje->sjhi", query, key_turn.offset)[:, :, None]
 
 

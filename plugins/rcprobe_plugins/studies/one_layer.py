@@ -52,8 +52,9 @@ def recipe(length: int, quick: bool = False) -> "TrainConfig":
 
     if quick:
         return TrainConfig(steps=3000, probe_at=(1000,))
-    steps = 10_000 if length <= 10 else 20_000
-    return TrainConfig(steps=steps, probe_at=(300, 1000, 3000, 5000))
+    if length <= 10:
+        return TrainConfig(steps=10_000, probe_at=(300, 1000, 3000, 5000))
+    return TrainConfig(steps=20_000, probe_at=(1000, 5000))  # a probe costs as length to the power of two
 
 
 def train_settings(

@@ -74,7 +74,7 @@ def fig3(reports: Reports) -> Sheet:
 def _sheet(key: str, title: str, reports: Reports, paper: Paper) -> Sheet:
     grids = (_outcome(reports, paper), _why(reports), _training(reports), _seeds(reports))
     moves = (_moves(setting, report) for setting, report in reports.items())
-    answer = (*(said for said in moves if said), *_because(reports))
+    answer = (_whole(reports), *(said for said in moves if said), *_because(reports))
     return Sheet(key, title, answer, grids, tuple(rows(reports)), (*notes(reports), *EXPLAINED), figures(reports))
 
 
@@ -184,11 +184,21 @@ def _moves(setting: Setting, report: Report) -> str:
 
 
 def _because(reports: Reports) -> list[str]:
+    """Each model's verdicts on what transfer would need, and the reason where one needs it."""
     said = []
     for setting, report in reports.items():
-        verdicts = [f"{s.title} {s.verdict}" for name, s in report.signatures.items() if name in WHY]
-        said.append(f"{setting.label}: {', '.join(verdicts)}.")
+        signatures = [s for name, s in report.signatures.items() if name in WHY]
+        verdicts = ", ".join(f"{s.title} {s.verdict}" for s in signatures)
+        whys = dict.fromkeys(s.why for s in signatures if s.why)
+        said.append(f"{setting.label}: {verdicts}" + (f" ({'; '.join(whys)})." if whys else "."))
     return said
+
+
+def _whole(reports: Reports) -> str:
+    """What a model answers when every token may be the answer."""
+    ends = {s: _end(accuracies(report, s, FULL, "reverse")) for s, report in reports.items()}
+    said = "; ".join(f"{s.label} {_spread(values)} %" for s, values in ends.items())
+    return f"Reverse accuracy at the last step when the placeholder may be answered too ({FULL}): {said}."
 
 
 def _end(steps: Mapping[int, Sequence[float]]) -> list[float]:
