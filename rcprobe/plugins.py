@@ -16,6 +16,7 @@ from rcprobe.errors import PluginError, UnknownNameError
 GROUP = "rcprobe"
 KINDS = ("models", "encodings", "datasets", "metrics", "decoders")
 DISABLE = "RCPROBE_DISABLE_PLUGINS"
+MORE = "RCPROBE_PLUGINS"
 RAISE = "RCPROBE_RAISE_PLUGIN_ERRORS"
 OTHER_HOOKS = ("register_commands", "step_finished", "run_finished")
 BUNDLED = "rcprobe_plugins"
@@ -194,6 +195,12 @@ def load_registry(entry_points: Iterable[metadata.EntryPoint], blocked: Sequence
 
 @lru_cache(maxsize=1)
 def registry() -> Registry:
-    """The registry of this process: every installed plugin that ``RCPROBE_DISABLE_PLUGINS`` doesn't block."""
-    blocked = [name.strip() for name in os.environ.get(DISABLE, "").split(",") if name.strip()]
-    return load_registry(metadata.entry_points(group=GROUP), blocked)
+    """The registry of this process: every installed plugin, and the modules that ``RCPROBE_PLUGINS`` names, but those
+    that ``RCPROBE_DISABLE_PLUGINS`` blocks.
+    """
+    modules = [metadata.EntryPoint(name, name, GROUP) for name in _listed(MORE)]
+    return load_registry([*metadata.entry_points(group=GROUP), *modules], _listed(DISABLE))
+
+
+def _listed(variable: str) -> list[str]:
+    return [name.strip() for name in os.environ.get(variable, "").split(",") if name.strip()]
