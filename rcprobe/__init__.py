@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rcprobe.adapter import Adapter, OvCircuit
+    from rcprobe.decoding import Decoding, decode, decoder
     from rcprobe.encoding import Encoding
     from rcprobe.errors import OptionError, RcprobeError
     from rcprobe.facts import Dataset, Fact, Query, QueryPair
@@ -29,6 +30,7 @@ _HOME = {
     "Adapter": "adapter",
     "Condition": "metrics",
     "Dataset": "facts",
+    "Decoding": "decoding",
     "Encoding": "encoding",
     "Fact": "facts",
     "LoadedModel": "loaded",
@@ -42,6 +44,8 @@ _HOME = {
     "RcprobeError": "errors",
     "Report": "report",
     "TrainConfig": "training",
+    "decode": "decoding",
+    "decoder": "decoding",
     "encode": "queries",
     "hookimpl": "hookspecs",
     "load": "loading",
@@ -55,6 +59,7 @@ __all__ = [
     "Adapter",
     "Condition",
     "Dataset",
+    "Decoding",
     "Encoding",
     "Fact",
     "LoadedModel",
@@ -68,6 +73,8 @@ __all__ = [
     "RcprobeError",
     "Report",
     "TrainConfig",
+    "decode",
+    "decoder",
     "encode",
     "hookimpl",
     "load",

@@ -163,8 +163,10 @@ def read_model(
 
 def _needs(at: Path, error: Exception) -> MissingExtraError | None:
     """What is to be installed, where transformers says that something isn't."""
+    said = str(error).lower()
     for package, extra in EXTRAS.items():
-        if package in str(error).lower() and importlib.util.find_spec(package) is None:
+        missing = package in said and ("install" in said or "require" in said)
+        if missing and importlib.util.find_spec(package) is None:
             return MissingExtraError(f"{at}: reading it so", package, extra)
     return None
 

@@ -1,6 +1,6 @@
 """What a metric is: a plain function of an observation, and what is asked of its values."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from rcprobe.errors import PluginError
 from rcprobe.facts import Pairing
+from rcprobe.plugins import registry
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,3 +105,21 @@ def metric(
         return Metric(name, frozenset(reads), pairings, function, conditions, title or name, on_request)
 
     return decorate
+
+
+def resolve_metrics(metrics: Sequence[str | Metric] | None) -> list[Metric]:
+    """Names → metrics; for None every registered one but those on request. Raises ``UnknownNameError``."""
+    if metrics is None:
+        return [metric for metric in registered_metrics() if not metric.on_request]
+    return [registry().checked("metrics", metric, Metric) if isinstance(metric, str) else metric for metric in metrics]
+
+
+def registered_metrics() -> list[Metric]:
+    """Every registered metric; one that can't be imported is laid at its plugin's door and left out."""
+    found = []
+    for name in registry().names("metrics"):
+        try:
+            found.append(registry().checked("metrics", name, Metric))
+        except PluginError as error:
+            registry().blame(registry().entry("metrics", name).origin, str(error))
+    return found

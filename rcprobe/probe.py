@@ -6,11 +6,11 @@ from copy import copy
 from dataclasses import dataclass, replace
 
 from rcprobe.decoding import Decoding
-from rcprobe.errors import PluginError, UsageError
+from rcprobe.errors import UsageError
 from rcprobe.facts import Dataset, Fact, Pairing, QueryPair
 from rcprobe.loaded import LoadedModel
 from rcprobe.measured import Measured, PairTable, Step
-from rcprobe.metrics import Metric
+from rcprobe.metrics import Metric, resolve_metrics
 from rcprobe.plugins import registry
 from rcprobe.probing.continuation import GREEDY
 from rcprobe.probing.engine import Observation, observe
@@ -159,24 +159,6 @@ class Probe:
         if "scores" in metric.reads and seen.scores is not None and seen.scores.shape[2] == 0:
             return "the model has no layer whose attention scores can be read"
         return None
-
-
-def resolve_metrics(metrics: Sequence[str | Metric] | None) -> list[Metric]:
-    """Names → metrics; for None every registered one but those on request. Raises ``UnknownNameError``."""
-    if metrics is None:
-        return [metric for metric in registered_metrics() if not metric.on_request]
-    return [registry().checked("metrics", metric, Metric) if isinstance(metric, str) else metric for metric in metrics]
-
-
-def registered_metrics() -> list[Metric]:
-    """Every registered metric; one that can't be imported is laid at its plugin's door and left out."""
-    found = []
-    for name in registry().names("metrics"):
-        try:
-            found.append(registry().checked("metrics", name, Metric))
-        except PluginError as error:
-            registry().blame(registry().entry("metrics", name).origin, str(error))
-    return found
 
 
 def one_per_distance(pairs: Sequence[QueryPair]) -> list[QueryPair]:

@@ -12,10 +12,10 @@ from rcprobe.facts import Dataset, Direction, Fact, Query
 from rcprobe.loaded import LoadedModel
 from rcprobe.loading import load
 from rcprobe.manifest import config_of, make_manifest, without_path
-from rcprobe.metrics import Metric
+from rcprobe.metrics import Metric, resolve_metrics
 from rcprobe.model_files import load_model, save_model
 from rcprobe.plugins import registry
-from rcprobe.probe import Probe, resolve_metrics
+from rcprobe.probe import Probe
 from rcprobe.probing.sizes import BatchSize
 from rcprobe.probing.verify import verify_shift
 from rcprobe.progress import Display

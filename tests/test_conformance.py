@@ -168,7 +168,7 @@ def test_a_reading_of_a_batch_that_is_off(read, change, monkeypatch):
     def off(m, batch):
         seen = plain(m, batch)
         value = getattr(seen, change)
-        together = len(batch.row) > 1
+        together = len(batch.rows) > 1
         return replace(
             seen, **{change: value if not together else ~value if value.dtype == torch.bool else 1.1 * value}
         )

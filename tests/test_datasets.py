@@ -12,7 +12,7 @@ import pytest
 import rcprobe
 from rcprobe.errors import DataError, MissingExtraError, UnknownNameError, UsageError
 from rcprobe.facts import Fact
-from rcprobe_plugins.datasets.relation import one_to_one, shuffled, with_answers, without_duplicates
+from rcprobe_plugins.datasets.relation import SHUFFLED, one_to_one, shuffled, with_answers, without_duplicates
 from rcprobe_plugins.datasets.table import table
 
 HEAD = "a,b,forward,reverse"
@@ -216,7 +216,7 @@ def test_bundled_facts_are_one_to_one(name, count):
     distances = {len(f.split("{a}")[1].split("{b}")[0]) for f in dataset.facts[0].forward}
     assert len(distances) == len(dataset.facts[0].forward) == 3
     assert not any(f.a in f.b or f.b in f.a for f in dataset.facts if name == "capitals")
-    assert rcprobe.load_dataset(name, {"shuffled": True}).name == f"{name}, shuffled"
+    assert rcprobe.load_dataset(name, {"shuffled": True}).notes == (SHUFFLED,)
 
 
 # --- public files ---
@@ -278,7 +278,7 @@ def test_parent_child_both_ways(tmp_path):
     assert ann.statement("forward")[0] == "Ann is the mother of Kim."
     assert ann.statement("reverse")[0] == "Kim's mother is Ann."
     assert ann.a_answers == ("Bob",)
-    assert "1 rows left out" in dataset.notes[1]
+    assert "1 rows left out" in dataset.notes[2]
     back = rcprobe.load_dataset("parent-child", {"path": str(path), "skip_invalid": True, "direction": "C2P"}).facts[0]
     assert (back.a, back.b, back.statement("forward")[0]) == ("Kim", "Ann", "Kim's mother is Ann.")
     written(path, "child,parent,parent_type", "Kim,Ann,aunt")
@@ -299,6 +299,7 @@ def test_t_rex_takes_relations_that_can_be_asked_back(tmp_path):
     assert dataset.facts[0].forward == ("The capital of {a} is {b}.",)
     assert dataset.facts[0].reverse == ("{b} is the capital of {a}.",)
     assert dataset.notes == (
+        "relations P36",
         "P36: 1 fact left out: the same two entities as another row",
         "P36: 2 facts left out: their reverse question has several answers",
     )

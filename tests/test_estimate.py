@@ -3,7 +3,7 @@ import torch
 
 import rcprobe
 from rcprobe.estimate import estimate
-from rcprobe.probe import resolve_metrics
+from rcprobe.metrics import resolve_metrics
 
 LETTERS = rcprobe.load_dataset("letters", {"length": 4})
 

@@ -151,4 +151,4 @@ def test_a_run_records_the_objective_it_was_trained_with(tmp_path):
     named = read_config(file).training()
     assert (named.objective, named.maskable) == ("k-dce", "entities")
     for config, wanted in ((named, "k-dce"), (TrainConfig(steps=2), "t-dce")):
-        assert describe(tiny(), Dataset("few", tuple(FACTS)), [], [0], config, 1)["train"]["objective"] == wanted
+        assert describe(tiny(), Dataset("few", tuple(FACTS)), [], [0], config, 1, None)["train"]["objective"] == wanted

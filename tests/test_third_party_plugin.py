@@ -13,7 +13,7 @@ import pytest
 import rcprobe
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "third_party_plugin"
-OURS = {("models", "word-bert"), ("datasets", "capitals"), ("metrics", "margin")}
+OURS = {("models", "word-bert"), ("datasets", "capitals-in-words"), ("metrics", "margin")}
 CHANCE = 1 / 26  # of naming one capital
 
 PIPELINE = """
@@ -21,7 +21,7 @@ import json, sys
 import rcprobe
 
 train = rcprobe.TrainConfig(steps=400)
-report = rcprobe.run("word-bert", "capitals", limit=20, train=train, progress=False)
+report = rcprobe.run("word-bert", "capitals-in-words", limit=20, train=train, progress=False)
 
 built = rcprobe.load("word-bert", options={"hidden_size": 16, "intermediate_size": 32}, seed=3)
 built.model.save_pretrained(sys.argv[1])
@@ -95,7 +95,7 @@ def test_its_names_are_listed_with_its_distribution(python):
 
 def test_the_report_says_what_was_asked_of_what(pipeline):
     info = pipeline[0]["report"]["info"]
-    assert (info["model"], info["adapter"], info["dataset"]) == ("word-bert", "word-bert", "capitals")
+    assert (info["model"], info["adapter"], info["dataset"]) == ("word-bert", "word-bert", "capitals-in-words")
     assert info["facts"] == 20
     assert info["plugins"]["rcprobe-capitals"] == "0.1.0"
     assert "margin" in info["metrics"]

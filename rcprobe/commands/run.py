@@ -161,7 +161,7 @@ def _load(asked: RunConfig, show: bool) -> "LoadedModel":
 def _cost(asked: RunConfig, show: bool) -> "Cost":
     import rcprobe
     from rcprobe.estimate import estimate
-    from rcprobe.probe import resolve_metrics
+    from rcprobe.metrics import resolve_metrics
 
     training = asked.training()
     data = rcprobe.load_dataset(asked.dataset, asked.dataset_options).limited(asked.limit)

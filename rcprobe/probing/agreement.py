@@ -33,8 +33,8 @@ def scores_agree(m: LoadedModel, queries: Sequence[Query], tolerance: float) -> 
         if len(shown) != captured.scores.shape[1]:
             return Check(name, False, f"{captured.scores.shape[1]} layers were read, the model shows {len(shown)}")
         want = torch.stack([layer[0, :, query.row, query.evidence_positions[0]] for layer in shown])
-        worst = max(worst, float((captured.log_weights[b].exp() - want).abs().max()))
-        if not torch.equal(captured.attendable[b], want > 0):
+        worst = max(worst, float((captured.log_weights[b, ..., 0, 0].exp() - want).abs().max()))
+        if not torch.equal(captured.attendable[b, ..., 0, 0], want > 0):
             return Check(name, False, "a cell that the mask forbids is read as allowed, or the other way round")
     seen = f"the largest difference of an attention weight is {worst:.1e}"
     return Check(name, worst <= tolerance, seen)

@@ -6,9 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from rcprobe.errors import RunError
+from rcprobe.metrics import resolve_metrics
 from rcprobe.plugins import registry
 from rcprobe.report.report import Report
 from rcprobe.report.visible import visible
+
+FLAGS = {"model", "dataset", "options", "metrics", "train", "seeds", "limit", "revision", "peft"} | {
+    "batch_size",
+    "device",
+    "dtype",
+}
+LOADING = ("options", "device", "dtype", "revision", "peft", "device_map", "quantization_config", "allow_pickle")
 
 
 def repeat(report: Report) -> list[tuple[str, str]]:
@@ -36,23 +44,24 @@ def _kept(report: Report) -> Mapping[str, Any] | None:
 def _described(report: Report) -> dict[str, Any]:
     """A configuration made of what the report knows, without a dataset where its facts were given as objects."""
     info, dataset = report.info, report.dataset
-    config = {name: info.get(name) for name in ("model", "options", "metrics", "device", "dtype", "train")}
+    config = {name: info.get(name) for name in ("model", "options", "metrics", "device", "dtype", "train", "decoding")}
     if dataset.options is not None and dataset.name in registry().names("datasets"):
         config |= {"dataset": dataset.name, "dataset_options": dict(dataset.options)}
-    if config["train"]:
-        config["train"] = {name: value for name, value in config["train"].items() if value is not None}
+    for table in ("train", "decoding"):
+        config[table] = {name: value for name, value in (config[table] or {}).items() if value is not None}
     return {name: value for name, value in {**config, "seeds": len(report.runs)}.items() if value not in (None, {})}
 
 
 def _shell(config: Mapping[str, Any], info: Mapping[str, Any]) -> str:
     """The flags that say it all, or a configuration file and the command that takes it."""
     train = config.get("train", {})
-    usual = set(config.get("metrics", ())) in (set(), set(registry().names("metrics")))
-    if config.get("dataset_options") or not usual or not _plain_training(train):
+    usual = set(config.get("metrics", ())) in (set(), {metric.name for metric in resolve_metrics(None)})
+    said = set(config) <= FLAGS and config.get("batch_size", "auto") == "auto"
+    if not (said and usual and _plain_training(train)):
         return "\n".join(visible(line) for line in ["# run.toml", *_toml(config), "", "rcprobe run --config run.toml"])
     words = ["rcprobe", "run", str(config["model"]), config["dataset"]]
     words += ["--steps", str(train["steps"])] if train else []
-    for name in ("seeds", "limit"):
+    for name in ("seeds", "limit", "revision", "peft"):
         words += [f"--{name}", str(config[name])] if name in config else []
     for name, value in config.get("options", {}).items():
         words += ["--option", f"{name}={value if isinstance(value, str) else json.dumps(value)}"]
@@ -73,7 +82,7 @@ def _toml(config: Mapping[str, Any]) -> list[str]:
 
 def _python(config: Mapping[str, Any]) -> str:
     loading = [repr(config["model"])]
-    loading += [f"{name}={config[name]!r}" for name in ("options", "device", "dtype") if name in config]
+    loading += [f"{name}={config[name]!r}" for name in LOADING if name in config]
     lines = ["import rcprobe", f"m = rcprobe.load({', '.join(loading)})"]
     if "dataset" in config:
         options = [repr(dict(config["dataset_options"]))] if config.get("dataset_options") else []
@@ -85,6 +94,9 @@ def _python(config: Mapping[str, Any]) -> str:
     if config.get("train"):
         given = [f"{k}={tuple(v) if isinstance(v, list) else v!r}" for k, v in config["train"].items()]
         lines.append(f"    train=rcprobe.TrainConfig({', '.join(given)}),")
+    if config.get("decoding"):
+        given = [f"{name}={value!r}" for name, value in config["decoding"].items()]
+        lines.append(f"    decoding=rcprobe.Decoding({', '.join(given)}),")
     lines += [f"    {name}={config[name]!r}," for name in ("seeds", "limit") if name in config]
     return "\n".join(visible(line) for line in [*lines, ")"])
 

@@ -17,7 +17,7 @@ def register_models(register: Register) -> None:
 
 @rcprobe.hookimpl
 def register_datasets(register: Register) -> None:
-    register("capitals", "rcprobe_capitals.data:capitals")
+    register("capitals-in-words", "rcprobe_capitals.data:capitals")
 
 
 @rcprobe.hookimpl

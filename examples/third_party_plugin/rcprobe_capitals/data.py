@@ -44,4 +44,4 @@ def capitals() -> rcprobe.Dataset:
     """
     facts = tuple(rcprobe.Fact(capital, country, FORWARD, REVERSE) for capital, country in CAPITALS.items())
     candidates = (tuple(CAPITALS), tuple(CAPITALS.values()))
-    return rcprobe.Dataset("capitals", facts, readings={"capitals or countries": candidates})
+    return rcprobe.Dataset("capitals-in-words", facts, readings={"capitals or countries": candidates})

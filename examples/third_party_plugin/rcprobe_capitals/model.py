@@ -15,7 +15,7 @@ PAD, UNKNOWN, MASK = SPECIAL = ("[PAD]", "[UNK]", "[MASK]")
 class WordBert(rcprobe.Adapter):
     """BERT: a masked language model with full attention, learned positions and a norm after each block.
 
-    Built by name it has random weights and knows the words of the ``capitals`` dataset; a folder or hub id
+    Built by name it has random weights and knows the words of the ``capitals-in-words`` dataset; a folder or hub id
     with a ``BertForMaskedLM`` checkpoint comes with its own tokenizer.
     """
 

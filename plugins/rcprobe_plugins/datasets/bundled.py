@@ -4,6 +4,7 @@ import csv
 from importlib.resources import files
 
 from rcprobe.facts import Dataset, Fact
+from rcprobe_plugins.datasets.relation import SHUFFLED
 from rcprobe_plugins.datasets.relation import shuffled as exchange
 
 CAPITALS = (
@@ -40,4 +41,5 @@ def _dataset(name: str, pairs: tuple[tuple[str, str], ...], shuffled: bool) -> D
     text = files("rcprobe_plugins.datasets").joinpath(f"{name}.csv").read_text(encoding="utf-8")
     forward, reverse = tuple(f for f, _ in pairs), tuple(r for _, r in pairs)
     facts = [Fact(row["a"], row["b"], forward, reverse) for row in csv.DictReader(text.splitlines())]
-    return Dataset(f"{name}, shuffled" if shuffled else name, tuple(exchange(facts) if shuffled else facts))
+    notes = (SHUFFLED,) if shuffled else ()
+    return Dataset(name, tuple(exchange(facts) if shuffled else facts), notes=notes)

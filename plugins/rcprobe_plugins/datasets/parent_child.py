@@ -6,8 +6,8 @@ from typing import Any
 from rcprobe.errors import DataError, UsageError
 from rcprobe.facts import Dataset, Fact
 from rcprobe_plugins.datasets.public import REVERSAL, public_file
+from rcprobe_plugins.datasets.relation import SHUFFLED, with_answers, without_duplicates
 from rcprobe_plugins.datasets.relation import shuffled as exchange
-from rcprobe_plugins.datasets.relation import with_answers, without_duplicates
 from rcprobe_plugins.datasets.rows import read_rows
 
 FILE = "parent_child_pairs.csv"
@@ -54,8 +54,8 @@ def parent_child(
     facts, repeated = without_duplicates(facts)
     facts = exchange(facts) if shuffled else with_answers(facts)
     invalid = [f"{wrong} rows left out: not a parent, a child and a kind of parent"] if wrong else []
-    name = f"parent-child, {direction}" + (", shuffled" if shuffled else "")
-    return Dataset(name, tuple(facts), notes=(note, *invalid, *repeated))
+    control = [SHUFFLED] if shuffled else []
+    return Dataset("parent-child", tuple(facts), notes=(f"direction {direction}", note, *invalid, *repeated, *control))
 
 
 def _fact(row: Mapping[str, Any], direction: str) -> Fact:

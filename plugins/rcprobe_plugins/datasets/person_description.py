@@ -7,6 +7,7 @@ from dataclasses import replace
 from rcprobe.errors import DataError, UsageError
 from rcprobe.facts import Dataset, Fact
 from rcprobe_plugins.datasets.public import REVERSAL, public_file
+from rcprobe_plugins.datasets.relation import SHUFFLED
 from rcprobe_plugins.datasets.relation import shuffled as exchange
 from rcprobe_plugins.datasets.rows import read_rows
 
@@ -50,8 +51,8 @@ def person_description(
     if shuffled:
         facts = [_retaught(old, new) for old, new in zip(facts, exchange(facts), strict=True)]
     notes.append(f"{asked} of {given} test texts of a direction are asked: the others word the description otherwise")
-    name = f"person-description, {direction}" + (", shuffled" if shuffled else "")
-    return Dataset(name, tuple(facts), notes=tuple(notes))
+    control = [SHUFFLED] if shuffled else []
+    return Dataset("person-description", tuple(facts), notes=(f"direction {direction}", *notes, *control))
 
 
 def _statement(place: str, row: Mapping[str, object]) -> Statement:

@@ -47,6 +47,9 @@ def one_to_one(facts: Sequence[Fact]) -> tuple[list[Fact], list[str]]:
     return kept, _note(len(facts) - len(kept), "left out: their reverse question has several answers")
 
 
+SHUFFLED = "shuffled: every a stands with another fact's b"
+
+
 def shuffled(facts: Sequence[Fact], seed: int = 0) -> list[Fact]:
     """A control: every a with another fact's b, so that what is learnt is as much, and none of it known beforehand.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rcprobe.errors import DataError, UsageError
 from rcprobe.facts import Dataset, Fact
-from rcprobe_plugins.datasets.relation import one_to_one, without_duplicates
+from rcprobe_plugins.datasets.relation import SHUFFLED, one_to_one, without_duplicates
 from rcprobe_plugins.datasets.relation import shuffled as exchange
 from rcprobe_plugins.datasets.rows import read_rows
 
@@ -43,7 +43,8 @@ def t_rex(
         found, said = _relation(Path(path), relation, skip_invalid)
         facts += exchange(found) if shuffled else found
         notes += [f"{relation}: {note}" for note in said]
-    return Dataset(f"t-rex, {', '.join(wanted)}" + (", shuffled" if shuffled else ""), tuple(facts), notes=tuple(notes))
+    notes += [SHUFFLED] if shuffled else []
+    return Dataset("t-rex", tuple(facts), notes=(f"relations {', '.join(wanted)}", *notes))
 
 
 def _relation(folder: Path, relation: str, skip_invalid: bool) -> tuple[list[Fact], list[str]]:

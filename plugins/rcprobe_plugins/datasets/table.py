@@ -9,8 +9,8 @@ from rcprobe.errors import DataError, UsageError
 from rcprobe.facts import Dataset, Fact
 from rcprobe.hub import from_hub
 from rcprobe.manifest import without_path
+from rcprobe_plugins.datasets.relation import SHUFFLED, with_answers
 from rcprobe_plugins.datasets.relation import shuffled as exchange
-from rcprobe_plugins.datasets.relation import with_answers
 from rcprobe_plugins.datasets.rows import READERS, Row, read_rows
 
 NEEDED = ("a", "b", "forward", "reverse")
@@ -44,8 +44,8 @@ def table(
     a control. ``split`` and ``revision`` are the hub's. Raises ``UsageError`` for a table that can't be read or lacks
     a column, ``DataError`` naming file and line of a row that is no fact.
     """
-    source = without_path(path)
-    rows, notes = (read_rows(path), []) if Path(path).suffix in READERS else _hub_rows(path, split, revision)
+    local = Path(path).suffix in READERS
+    rows, notes = (read_rows(path), []) if local else _hub_rows(path, split, revision)
     if (forward is None) != (reverse is None):
         raise UsageError(f"{path}: give both templates, forward and reverse, or neither")
     if forward is None or reverse is None:
@@ -66,7 +66,8 @@ def table(
         merged = with_answers(merged)
     if shuffled:
         merged = exchange(merged)
-    return Dataset(f"{source}, shuffled" if shuffled else source, tuple(merged), notes=tuple(notes))
+        notes.append(SHUFFLED)
+    return Dataset(without_path(path) if local else "table", tuple(merged), notes=tuple(notes))
 
 
 def _hub_rows(name: str, split: str, revision: str | None) -> tuple[list[Row], list[str]]:

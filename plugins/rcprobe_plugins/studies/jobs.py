@@ -116,7 +116,7 @@ def _train(number: int, job: Job) -> "list[Recording]":
 
 def _probe(job: Job, seed: int, recording: "Recording") -> "SeedRun":
     from rcprobe.loading import load
-    from rcprobe.probe import resolve_metrics
+    from rcprobe.metrics import resolve_metrics
     from rcprobe.runner import load_dataset, run_seed
 
     m = load(job.model, options=job.options, seed=seed)

@@ -32,7 +32,7 @@ def run_reports(jobs: "Mapping[str, Job]", show: bool = False) -> "dict[str, Rep
 
 def _report(job: "Job", runs: "list[SeedRun]") -> "Report":
     from rcprobe.loading import load
-    from rcprobe.probe import resolve_metrics
+    from rcprobe.metrics import resolve_metrics
     from rcprobe.runner import load_dataset
     from rcprobe.summary import summarise
 
