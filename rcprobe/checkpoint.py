@@ -164,9 +164,9 @@ def read_model(
 def _needs(at: Path, error: Exception) -> MissingExtraError | None:
     """What is to be installed, where transformers says that something isn't."""
     said = str(error).lower()
+    wanted = isinstance(error, ImportError) or "install" in said or "require" in said
     for package, extra in EXTRAS.items():
-        missing = package in said and ("install" in said or "require" in said)
-        if missing and importlib.util.find_spec(package) is None:
+        if package in said and wanted and importlib.util.find_spec(package) is None:
             return MissingExtraError(f"{at}: reading it so", package, extra)
     return None
 
