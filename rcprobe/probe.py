@@ -111,7 +111,7 @@ class Probe:
                 decoding=self.decoding,
             )
             self.batch_used = min(self.batch_used or seen.batch_size, seen.batch_size)
-            if seen.gradients is not None:
+            if seen.gradients is not None and seen.gradients.rules:
                 coverage[pairing] = seen.gradients.coverage()
             if ask.whole:
                 excluded[pairing] = Counter(seen.excluded.values())

@@ -267,6 +267,7 @@ class _Gate:
             else f"seed {seed} is stuck: forward accuracy {final[seed]:.0%} ({reading}), the bar is {bar:.0%}; "
             "it stays in every average"
             for seed in stuck
+            if len(forward[seed]) > 1  # who wasn't trained isn't stuck
         ]
         median = float(np.median(list(final.values()))) if final else math.nan
         self.failed = ""
