@@ -64,6 +64,8 @@ def raw_config(source: str, revision: str | None = None) -> dict[str, Any]:
         return gguf_config(found)
     folder = Path(source)
     path = folder / "config.json" if folder.is_dir() else _config_from_hub(source, revision)
+    if folder.is_dir() and not path.exists():
+        raise UsageError(f"{source}: holds no config.json; name the folder of a checkpoint, a GGUF file or a hub id")
     try:
         raw: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError) as error:

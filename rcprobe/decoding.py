@@ -18,6 +18,7 @@ from rcprobe.probing.batch import Batch, padded
 from rcprobe.probing.capture import capture
 from rcprobe.probing.captured import log_softmax
 from rcprobe.probing.sizes import BatchSize, resolve, worked_through
+from rcprobe.queries import token_ids
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,9 @@ def decode(
         return [_answer(m, prompt) for prompt in prompts]
 
     longest = max((len(query.input_ids) + (how.length or 0) for query in queries), default=1)
+    reach = max((query.row + m.adapter.shift + (how.length or len(query.target_ids)) for query in queries), default=0)
+    if m.max_length is not None and reach > m.max_length:
+        raise UsageError(f"decoding: length {how.length} needs {reach} positions, the model holds {m.max_length}")
     size = resolve(m, batch_size, longest, gradients=False)
     order = sorted(range(len(queries)), key=lambda i: len(queries[i].input_ids))
     found: dict[int, Answer] = {}
@@ -136,6 +140,7 @@ class _Prompt:
     block's steps is to commit, ``steps`` how many were taken.
     """
 
+    text: str
     ids: list[int]
     place: list[int]
     blocks: list[list[int]]
@@ -151,7 +156,7 @@ def _prompt(m: LoadedModel, query: Query, how: Decoding) -> _Prompt:
     generator = torch.Generator().manual_seed(how.seed)
     if m.adapter.objective == "causal":
         blocks = [[position] for position in place]
-        return _Prompt(list(query.input_ids[:first]), place, blocks, [[1]] * count, generator)
+        return _Prompt(query.text, list(query.input_ids[:first]), place, blocks, [[1]] * count, generator)
     assert m.mask_id is not None
     ids = list(query.input_ids)
     if how.length is not None:
@@ -163,7 +168,7 @@ def _prompt(m: LoadedModel, query: Query, how: Decoding) -> _Prompt:
     width = how.block or count
     blocks = [place[start : start + width] for start in range(0, count, width)]
     steps = how.steps or count
-    return _Prompt(ids, place, blocks, [_evenly(len(b), steps * len(b) / count) for b in blocks], generator)
+    return _Prompt(query.text, ids, place, blocks, [_evenly(len(b), steps * len(b) / count) for b in blocks], generator)
 
 
 def _evenly(count: int, steps: float) -> list[int]:
@@ -233,4 +238,7 @@ def _commit(m: LoadedModel, prompt: _Prompt, state: Open, rule: Decoder | None) 
 
 def _answer(m: LoadedModel, prompt: _Prompt) -> Answer:
     ids = tuple(prompt.ids[prompt.place[0] : prompt.place[-1] + 1])
-    return Answer(ids, str(m.tokenizer.decode(list(ids), skip_special_tokens=True)), prompt.steps)
+    special = set(m.tokenizer.all_special_ids)
+    spoken = special & set(token_ids(m.tokenizer, prompt.text) or ())  # the letters' placeholder is also their padding
+    told = [token for token in ids if token not in special - spoken]
+    return Answer(ids, str(m.tokenizer.decode(told, skip_special_tokens=False)), prompt.steps)

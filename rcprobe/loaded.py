@@ -4,7 +4,7 @@ import hashlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -96,7 +96,7 @@ class LoadedModel:
         """The same model built anew from a seed; only for models with a factory."""
         assert self.factory is not None
         model = cast(self.factory(seed), self.device, self.dtype).eval()
-        return LoadedModel(model, self.adapter, self.tokenizer, self.source, self.options, self.factory)
+        return replace(self, model=model)
 
 
 def _plain(tensor: torch.Tensor) -> Iterator[torch.Tensor]:

@@ -70,6 +70,9 @@ def load(
             raise
         raise too_large(str(model) if not isinstance(model, nn.Module) else type(model).__name__) from error
     if peft is not None:
+        if loaded.factory is not None:
+            plain = loaded.factory
+            loaded.factory = lambda seed: with_low_rank(plain(seed), peft)
         loaded.model = with_low_rank(loaded.model, peft)
         loaded.told["peft"] = str(peft)
     loaded.model.eval()
@@ -109,13 +112,13 @@ def _from_checkpoint(
 ) -> LoadedModel:
     raw = raw_config(source, how.revision)
     family = (adapter or adapter_for(raw, source)).resolve(raw)
-    at = local_folder(source, how)
+    at, told = local_folder(source, how), how.told()
     if how.quantization_config is not None and how.device_map is None:
         how = replace(how, device_map={"": str(device)})  # quantised weights can't be moved later
     model = read_model(at, family, raw, dtype, how)
     if at != gguf_file(source) and at != Path(source):  # the hub client names a snapshot's folder by its commit
         model.config._commit_hash = at.name  # type: ignore[union-attr]
-    return LoadedModel(model, family(), tokenizer or _tokenizer(family, at), source, told=how.told())
+    return LoadedModel(model, family(), tokenizer or _tokenizer(family, at), source, told=told)
 
 
 def _tokenizer(family: type[Adapter], at: Path) -> Any:

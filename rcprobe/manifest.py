@@ -132,7 +132,7 @@ def config_of(
     if dataset.options is None or not ours or not loadable:
         return None
     settings = {
-        "model": without_path(m.source),
+        "model": _kept_here(m.source),
         "options": dict(m.options),
         **_told(m),
         "revision": getattr(m.config, "_commit_hash", None),
@@ -173,6 +173,11 @@ def without_path(source: str) -> str:
 def _told(m: LoadedModel) -> dict[str, Any]:
     """What ``load`` was told of a checkpoint."""
     return {name: without_path(value) if isinstance(value, str) else value for name, value in m.told.items()}
+
+
+def _kept_here(source: str) -> str:
+    """A folder of this machine as one that its reader has beside the configuration: no registered name by chance."""
+    return f"./{without_path(source)}" if without_path(source) != source else source
 
 
 def _argument(word: str) -> str:

@@ -19,9 +19,12 @@ class Match:
     contains: bool
 
 
-def match(text: str, answers: Sequence[str]) -> Match:
-    """Compare a text with the right answers, any of which will do. An empty answer matches nothing."""
-    found, wanted = _folded(text), [folded for answer in answers if (folded := _folded(answer))]
+def match(text: str, answers: Sequence[str], *, cased: bool = False) -> Match:
+    """Compare a text with the right answers, any of which will do. An empty answer matches nothing.
+
+    ``cased`` keeps upper and lower case apart, where they tell answers from evidence.
+    """
+    found, wanted = _folded(text, cased), [folded for answer in answers if (folded := _folded(answer, cased))]
     loose, bare = _bare(found), [_bare(answer) for answer in wanted]
     return Match(
         exact=found in wanted,
@@ -31,8 +34,9 @@ def match(text: str, answers: Sequence[str]) -> Match:
     )
 
 
-def _folded(text: str) -> str:
-    return unicodedata.normalize("NFKC", text).lower().strip()
+def _folded(text: str, cased: bool) -> str:
+    text = unicodedata.normalize("NFKC", text).strip()
+    return text if cased else text.lower()
 
 
 def _bare(text: str) -> str:

@@ -53,6 +53,10 @@ class Metric:
     title: str = ""
     on_request: bool = False
 
+    def __post_init__(self) -> None:
+        if self.conditions and not any(condition.judged for condition in self.conditions):
+            raise PluginError(f"metric {self.name!r}: none of its conditions is judged; judge one, or give none")
+
     @property
     def differentiates(self) -> bool:
         """Whether it needs backward passes."""

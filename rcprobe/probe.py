@@ -87,7 +87,7 @@ class Probe:
         if not self.steps:
             raise UsageError("this probe has measured nothing yet; call step first")
         run = SeedRun(self.seed, tuple(self.steps), None, self.m.fingerprint(), self.batch_used)
-        return summarise(self.m, self.dataset, self.metrics, [run], train=None)
+        return summarise(self.m, self.dataset, self.metrics, [run], train=None, decoding=self.decoding)
 
     def measure(self, step: int, loss: float | None = None) -> Step:
         """Measure every metric now, and neither keep it nor tell anybody."""
@@ -110,7 +110,8 @@ class Probe:
                 continued=self.dataset.continued,
                 decoding=self.decoding,
             )
-            self.batch_used = min(self.batch_used or seen.batch_size, seen.batch_size)
+            if seen.batch_size:
+                self.batch_used = min(self.batch_used or seen.batch_size, seen.batch_size)
             if seen.gradients is not None and seen.gradients.rules:
                 coverage[pairing] = seen.gradients.coverage()
             if ask.whole:

@@ -1,5 +1,6 @@
 """``run``: a model, a dataset, a report."""
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -219,10 +220,11 @@ def load_dataset(name: str, options: Mapping[str, Any] | None = None) -> Dataset
         make, given["path"] = registry().get("datasets", suffix), name
     else:
         make = registry().get("datasets", name)
-    try:
-        dataset = make(**given)
-    except TypeError as error:
-        raise UsageError(f"dataset {name!r}: {error}") from error
+    known = inspect.signature(make).parameters
+    unknown = [option for option in given if option not in known]
+    if unknown:
+        raise UsageError(f"dataset {name!r}: unknown option {unknown[0]!r}; known: {', '.join(known) or 'none'}")
+    dataset = make(**given)
     if not isinstance(dataset, Dataset):
         raise UsageError(f"dataset {name!r} gave a {type(dataset).__name__}, not an rcprobe.Dataset")
     kept = {key: without_path(value) if isinstance(value, str) else value for key, value in (options or {}).items()}

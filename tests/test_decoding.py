@@ -163,6 +163,22 @@ def test_a_causal_model_stops_at_its_end_token():
     assert short.ids == whole.ids[: first + 1]
 
 
+def test_placeholders_that_are_also_padding_are_part_of_an_answer():
+    m = loaded("radd rope")
+    with torch.no_grad():
+        m.model.lm_head.weight.zero_()
+        m.model.lm_head.bias[:] = 0
+        m.model.lm_head.bias[0] = 5  # the placeholder, whatever is asked
+    (answer,) = decode(m, [queries_of(m)[0]])
+    assert answer.text == "00000"
+
+
+def test_a_length_beyond_the_model_is_refused():
+    m = loaded("gpt2-mini")
+    with pytest.raises(UsageError, match=r"length 500 needs \d+ positions, the model holds"):
+        decode(m, queries_of(m, FACTS[:1]), Decoding(length=500))
+
+
 @pytest.mark.parametrize("how", [{"steps": 0}, {"length": 0}, {"block": 0}, {"temperature": -1.0}])
 def test_settings_out_of_range(how):
     with pytest.raises(UsageError, match=next(iter(how))):

@@ -16,6 +16,7 @@ from rcprobe.encoding import Encoding
 from rcprobe.errors import AdapterError, CaptureError, DataError, UsageError
 from rcprobe.facts import Fact
 from rcprobe.loaded import LoadedModel
+from rcprobe.probing import gradients
 from rcprobe.probing.answers import FULL
 from rcprobe.probing.batch import collate
 from rcprobe.probing.capture import capture, capture_gradient
@@ -710,6 +711,35 @@ def test_what_was_not_asked_for_is_none():
     found = observe(m, some, read={"storage"})
     assert found.storage.isfinite().all()
     assert (found.log_probs, found.readings, found.gradients) == (None,) * 3
+
+
+def test_memory_that_runs_out_after_a_batch_was_read_mixes_nothing_up(monkeypatch):
+    m = loaded("radd rope")
+    pairs = pairs_of(m)
+    want = observe(m, pairs, read={"scores", "log_probs"})
+    real, calls = gradients.output_gradients, []
+
+    def short(*args, **others):
+        calls.append(None)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("no more")
+        return real(*args, **others)
+
+    monkeypatch.setattr(gradients, "output_gradients", short)
+    found = observe(m, pairs, read={"scores", "log_probs", "gradients"}, batch_size=1000)
+    assert len(calls) > 4
+    for key in ("scores", "log_weights", "log_probs", "alternatives"):
+        torch.testing.assert_close(getattr(found, key), getattr(want, key), **EXACT, equal_nan=True)
+
+
+def test_facts_that_ask_the_same_keep_their_own_rows():
+    m = loaded("radd rope")
+    twice = [*FACTS[:1], *FACTS[2:4], FACTS[0], *FACTS[4:5]]
+    pairs = pairs_of(m, twice)
+    found = observe(m, pairs, read={"scores", "log_probs", "gradients"})
+    want = observe(m, pairs, read={"scores", "log_probs"}, batch_size=1)
+    for key in ("scores", "log_weights", "log_probs"):
+        torch.testing.assert_close(getattr(found, key), getattr(want, key), **EXACT, equal_nan=True)
 
 
 def test_an_unknown_reading_or_no_pairs():

@@ -8,6 +8,11 @@ RIGHT = Match(True, True, True, True)
 WRONG = Match(False, False, False, False)
 
 
+def test_case_tells_answers_apart_where_it_must():
+    assert match("D", ["d"], cased=True) == WRONG
+    assert match(" d.", ["d"], cased=True) == Match(False, True, True, True)
+
+
 @pytest.mark.parametrize(
     ("text", "answers", "found"),
     [

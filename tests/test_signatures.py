@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 
+from rcprobe.errors import PluginError
 from rcprobe.measured import Measured, PairTable
 from rcprobe.metrics import Condition, Metric
 from rcprobe.signatures import find, judge_all
@@ -122,3 +123,8 @@ def test_all_conditions_must_hold():
     found = find(metric(SIZE, MEAN), last, last, "fact")
     assert found[0].estimate.low > SIZE.margin
     assert judged(found).verdict != "present"
+
+
+def test_a_metric_with_nothing_to_judge_is_refused():
+    with pytest.raises(PluginError, match="none of its conditions is judged"):
+        Metric("m", frozenset(), ("swapped",), dict, (Condition("c", "mean", ("x",), 0.0, "u", judged=False),))

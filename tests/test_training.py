@@ -7,7 +7,7 @@ from rcprobe import Fact, TrainConfig, load
 from rcprobe.errors import DataError, TrainingError, UsageError
 from rcprobe.training import train
 from rcprobe.training.objectives import LEAST_NOISE, OBJECTIVES, training_loss
-from rcprobe.training.trainer import forward_statements
+from rcprobe.training.trainer import Average, forward_statements
 
 FACTS = [Fact(c, c.upper(), ("{a}0{b}", "0{a}{b}"), ("{b}0{a}", "{b}{a}0")) for c in "abcd"]
 
@@ -126,3 +126,14 @@ def test_settings_out_of_range_are_refused(bad):
 def test_the_first_and_the_last_step_are_always_probed():
     assert TrainConfig(steps=5, probe_at=(2,)).probed() == (0, 2, 5)
     assert TrainConfig(steps=5, probe_every=2).probed() == (0, 2, 4, 5)
+
+
+def test_averages_of_half_precision_weights_move():
+    parameter = torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
+    average = Average([parameter], 0.999)
+    with torch.no_grad():
+        parameter += 0.0625
+    for _ in range(5000):
+        average.update()
+    assert average.shadow[0].dtype == torch.float32
+    torch.testing.assert_close(average.shadow[0], parameter.detach().float(), rtol=1e-3, atol=0)

@@ -31,7 +31,9 @@ def _metrics() -> list[str]:
 
 Model = Annotated[
     str | None,
-    typer.Argument(help="A registered model, a folder or a hub id.", show_default=False, autocompletion=_models),
+    typer.Argument(
+        help="A registered model, a folder, a GGUF file or a hub id.", show_default=False, autocompletion=_models
+    ),
 ]
 Data = Annotated[
     str | None,

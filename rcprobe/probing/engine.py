@@ -33,25 +33,26 @@ ALTERNATIVES = 8  # other targets a causal model is asked for, each at the price
 class Observation:
     """Readings of B query pairs; what wasn't asked for is None, what couldn't be read is NaN.
 
-        The axis of two is (forward, reverse). N layers with softmax attention, H heads (those asked for). Everything is
-        float64.
+    The axis of two is (forward, reverse). N layers with softmax attention, H heads (those asked for). Everything is
+    float64.
 
-        Attributes:
-            pairs: the pairs, in the order asked.
-            excluded: pair index → why it carries no numbers (unsupported, or non-finite and where).
-            scores, log_weights, attendable: at (query row, evidence), anchors the first tokens.
-            other_cells: the same three elsewhere: ``slot`` (of shifted models), and ``mean``, ``max``, ``last`` over
-            the tokens of target and evidence (``span_scores``).
+    Attributes:
+        pairs: the pairs, in the order asked.
+        excluded: pair index → why it carries no numbers (unsupported, or non-finite and where).
+        scores, log_weights, attendable: at (query row, evidence), anchors the first tokens.
+        other_cells: the same three elsewhere: ``slot`` (of shifted models), and ``mean``, ``max``, ``last`` over the
+            tokens of target and evidence (``span_scores``).
         log_probs: Σ over target tokens of log p, full vocabulary.
-            readings: reading → (log p, right or wrong as 1 or 0), the full vocabulary among them.
-            continued: 1 where a causal model, writing on greedily from the evidence, gives the target, else 0.
-            answers: what the model wrote for the forward and for the reverse query, by pair index.
+        readings: reading → (log p, right or wrong as 1 or 0), the full vocabulary among them.
+        continued: 1 where a causal model, writing on greedily from the evidence, gives the target, else 0.
+        answers: what the model wrote for the forward and for the reverse query, by pair index.
         alternatives: mean log p of other trained targets at the reverse query.
-            saturated: p(target) so near 1 that its gradient is rounding noise.
-            gradients: inner products of gradients, with controls.
-    from rcprobe.probing.storage import Place, depends_on_place, storage
-    from rcprobe.probing.training_gradients import training_cosine
-            batch_size: how many prompts went through at once, at the least.
+        saturated: p(target) so near 1 that its gradient is rounding noise.
+        gradients: inner products of gradients, with controls.
+        training_cosine: cos(g_train, g←), g_train the gradient of the training objective on the forward statement.
+        storage, storage_mismatched, storage_spread: W̃[a, b], its mean over other facts' a, and its spread over places
+            where those count.
+        batch_size: how many prompts went through at once, at the least.
     """
 
     pairs: tuple[QueryPair, ...]
@@ -136,10 +137,10 @@ def observe(
     if continued and kinds and m.adapter.objective == "causal" and asked:
         seen = _continued(m, seen, asked, batch_size)
     if "answers" in read:
-        written = decode(
-            m, [q for i in asked for q in (pairs[i].forward, pairs[i].reverse)], decoding, batch_size=batch_size
-        )
-        seen = replace(seen, answers=dict(zip(asked, zip(written[::2], written[1::2], strict=True), strict=True)))
+        sound = [i for i in asked if i not in seen.excluded]
+        queries = [query for i in sound for query in (pairs[i].forward, pairs[i].reverse)]
+        written = decode(m, queries, decoding, batch_size=batch_size)
+        seen = replace(seen, answers=dict(zip(sound, zip(written[::2], written[1::2], strict=True), strict=True)))
     if "training_gradients" in read:
         seen = _training_cosine(m, seen, parameters, batch_size)
     if "storage" in read:
@@ -181,6 +182,7 @@ class _Answers:
         self.columns: dict[str, list[Tensor]] = {}
         self.cells: dict[str, list[CellReading]] = {}
         self.row: dict[Query, int] = {}
+        self.taken = 0
 
     def read_all(self, batch_size: BatchSize) -> int:
         """Run every query once, without gradients; the batch size that was used."""
@@ -198,14 +200,15 @@ class _Answers:
         self.take(queries, batch, capture(self.m, batch, scores=scores, layers=self.layers, logits=logits))
 
     def take(self, queries: Sequence[Query], batch: Batch, captured: Captured) -> None:
-        """Keep what a pass over the queries showed."""
-        if self.scores:
-            for name, cells in cell_readings(batch, captured).items():
-                self.cells.setdefault(name, []).append(cells.map(Tensor.cpu))
-        if self.kinds:
-            for name, values in self._judged(queries, batch, captured.logits.detach()).items():
-                self.columns.setdefault(name, []).append(values.cpu())
-        self.row.update({query: len(self.row) + k for k, query in enumerate(queries)})
+        """Keep what a pass over the queries showed, once all of it is there; a pass tried again is kept again."""
+        cells = cell_readings(batch, captured) if self.scores else {}
+        columns = self._judged(queries, batch, captured.logits.detach()) if self.kinds else {}
+        for name, part in cells.items():
+            self.cells.setdefault(name, []).append(part.map(Tensor.cpu))
+        for name, values in columns.items():
+            self.columns.setdefault(name, []).append(values.cpu())
+        self.row.update({query: self.taken + k for k, query in enumerate(queries)})
+        self.taken += len(queries)
 
     def _judged(self, queries: Sequence[Query], batch: Batch, logits: Tensor) -> dict[str, Tensor]:
         m = self.m

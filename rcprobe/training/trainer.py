@@ -133,14 +133,17 @@ class Average:
 
     def __init__(self, parameters: Sequence[Tensor], decay: float) -> None:
         self.parameters, self.decay, self.updates = list(parameters), decay, 0
-        self.shadow = [p.detach().clone() for p in self.parameters]
+        # in float32 at least: half precision would round a thousandth of a step away
+        wide = (torch.promote_types(p.dtype, torch.float32) for p in self.parameters)
+        self.shadow = [p.detach().to(dtype, copy=True) for p, dtype in zip(self.parameters, wide, strict=True)]
 
     @torch.no_grad()
     def update(self) -> None:
         """Move the average towards the parameters as they are now."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.decay else 0.0
-        torch._foreach_lerp_(self.shadow, [p.detach() for p in self.parameters], 1 - decay)
+        now = [p.detach().to(mean.dtype) for p, mean in zip(self.parameters, self.shadow, strict=True)]
+        torch._foreach_lerp_(self.shadow, now, 1 - decay)
 
     def tensors(self) -> dict[str, Tensor]:
         """The averages by number, and how many updates made them."""

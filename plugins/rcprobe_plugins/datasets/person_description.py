@@ -49,7 +49,12 @@ def person_description(
         if count:
             facts.append(Fact(a, b, forward[:count], reverse[:count], taught=tuple(person["prompts_train"])))
     if shuffled:
-        facts = [_retaught(old, new) for old, new in zip(facts, exchange(facts), strict=True)]
+        old = {fact.a: fact for fact in facts}
+        facts = [_retaught(old[new.a], new) for new in exchange(facts)]
+    silent = [fact for fact in facts if not fact.taught]  # to be taught what is asked would be no test
+    facts = [fact for fact in facts if fact.taught]
+    if silent:
+        notes.append(f"{len(silent)} people left out: no training text tells of them word for word")
     notes.append(f"{asked} of {given} test texts of a direction are asked: the others word the description otherwise")
     control = [SHUFFLED] if shuffled else []
     return Dataset("person-description", tuple(facts), notes=(f"direction {direction}", *notes, *control))

@@ -18,6 +18,12 @@ def without_duplicates(facts: Sequence[Fact]) -> tuple[list[Fact], list[str]]:
     return list(kept.values()), _note(len(facts) - len(kept), "left out: the same two entities as another row")
 
 
+def told_apart(facts: Sequence[Fact]) -> tuple[list[Fact], list[str]]:
+    """Facts of two names; where both are one (Dubai is the capital of Dubai), the prompt gives the answer away."""
+    kept = [fact for fact in facts if fact.a.casefold() != fact.b.casefold()]
+    return kept, _note(len(facts) - len(kept), "left out: both entities have one name")
+
+
 def with_answers(facts: Sequence[Fact]) -> list[Fact]:
     """Every other a of the same b, and b of the same a, counts as a right answer: a child has two parents."""
     of_b, of_a = defaultdict(list), defaultdict(list)
@@ -53,16 +59,18 @@ SHUFFLED = "shuffled: every a stands with another fact's b"
 def shuffled(facts: Sequence[Fact], seed: int = 0) -> list[Fact]:
     """A control: every a with another fact's b, so that what is learnt is as much, and none of it known beforehand.
 
-    Raises ``DataError`` where no such order exists (fewer than two unlike b's).
+    What would be true, or be said twice, is left out; other right answers are those of the exchanged facts. Raises
+    ``DataError`` where nothing can be exchanged (fewer than two unlike b's).
     """
     order = np.random.default_rng(seed).permutation(len(facts))
     # a cycle through all facts in a drawn order: nobody keeps its b unless two facts share one
     lender = {int(i): int(order[(k + 1) % len(order)]) for k, i in enumerate(order)}
     moved = [replace(f, b=facts[lender[i]].b, a_answers=(), b_answers=()) for i, f in enumerate(facts)]
-    kept = [fact for fact, old in zip(moved, facts, strict=True) if fact.b != old.b]
+    true = {(fact.a, fact.b) for fact in facts}
+    kept, _ = without_duplicates([fact for fact in moved if (fact.a, fact.b) not in true])
     if not kept:
-        raise DataError("shuffled: every fact has the same b, so there is nothing to exchange")
-    return kept
+        raise DataError("shuffled: no two facts have something to exchange")
+    return with_answers(kept)
 
 
 def _note(count: int, what: str) -> list[str]:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from rcprobe.errors import DataError, UsageError
 from rcprobe.facts import Dataset, Fact
-from rcprobe_plugins.datasets.relation import SHUFFLED, one_to_one, without_duplicates
+from rcprobe_plugins.datasets.relation import SHUFFLED, one_to_one, told_apart, without_duplicates
 from rcprobe_plugins.datasets.relation import shuffled as exchange
 from rcprobe_plugins.datasets.rows import read_rows
 
-SINGLE = ("P36", "P1376", "P138")  # most of their objects have one subject
+SINGLE = ("P36", "P138")  # P1376 is P36 backwards: its forward statements would teach P36's reverse
 REVERSED: Mapping[str, tuple[str, ...]] = {  # our own, where the patterns have none with the object first
     "P138": ("[Y] gave its name to [X].", "[Y] is what [X] is named after."),
 }
@@ -43,6 +43,13 @@ def t_rex(
         found, said = _relation(Path(path), relation, skip_invalid)
         facts += exchange(found) if shuffled else found
         notes += [f"{relation}: {note}" for note in said]
+    forwards = {(fact.a, fact.b) for fact in facts}
+    back = [fact for fact in facts if (fact.b, fact.a) in forwards]
+    if back:
+        raise DataError(
+            f"t-rex: {back[0].a} – {back[0].b} is asked in both orders ({len(back)} facts are), so that one relation's "
+            "forward statement would teach the other's reverse; take one of the relations"
+        )
     notes += [SHUFFLED] if shuffled else []
     return Dataset("t-rex", tuple(facts), notes=(f"relations {', '.join(wanted)}", *notes))
 
@@ -71,9 +78,10 @@ def _relation(folder: Path, relation: str, skip_invalid: bool) -> tuple[list[Fac
             wrong.append(line)
     facts, repeated = without_duplicates(facts)
     facts, ambiguous = one_to_one(facts)
+    facts, alike = told_apart(facts)
     if not facts:
         raise DataError(f"{triples}: no object has a single subject; every reverse question has several answers")
-    return facts, [*([f"{len(wrong)} rows left out: a label is empty"] if wrong else []), *repeated, *ambiguous]
+    return facts, [*([f"{len(wrong)} rows left out: a label is empty"] if wrong else []), *repeated, *ambiguous, *alike]
 
 
 def _sides(texts: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -86,6 +86,8 @@ def _hub_rows(name: str, split: str, revision: str | None) -> tuple[list[Row], l
 
 
 def _check_columns(path: str, rows: Sequence[Row], known: Mapping[str, None]) -> None:
+    if not rows:
+        raise UsageError(f"{path}: holds no rows; it needs the columns {', '.join(NEEDED)} and a row a fact")
     columns = list(dict.fromkeys(column for _, row in rows for column in row))
     missing = [name for name in NEEDED if name not in columns]
     if missing:
@@ -165,6 +167,8 @@ def _merged(facts: Sequence[Fact]) -> list[Fact]:
         if known is None:
             found[fact.a, fact.b] = fact
             continue
+        if fact.trained != known.trained:
+            raise DataError(f"{fact.a} – {fact.b}: one row says trained, another held out; a fact is one or the other")
         pairs = dict.fromkeys(
             [*zip(known.forward, known.reverse, strict=True), *zip(fact.forward, fact.reverse, strict=True)]
         )

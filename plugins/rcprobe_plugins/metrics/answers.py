@@ -23,7 +23,8 @@ def answers(seen: Observation) -> dict[str, Tensor]:
     for i, both in seen.answers.items():
         queries = (seen.pairs[i].forward, seen.pairs[i].reverse)
         for way, query, answer in zip(("forward", "reverse"), queries, both, strict=True):
-            found = match(answer.text, right_answers(query))
+            cased = query.target.casefold() == query.evidence.casefold()  # d and D of the letters task
+            found = match(answer.text, right_answers(query), cased=cased)
             for kind in KINDS:
                 columns[f"{way}, {kind}"][i] = float(getattr(found, kind))
             columns[f"{way}, steps"][i] = answer.steps

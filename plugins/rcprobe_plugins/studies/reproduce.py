@@ -38,6 +38,8 @@ def command(
 
     if table not in (*TABLES, "reviews", "all"):
         raise UnknownNameError("table", table, (*TABLES, "reviews", "all"))
+    if question and table not in ("reviews", "all"):
+        raise UsageError(f"--question {question} is of reviews: rcprobe reproduce reviews --question {question}")
     if seeds is not None and seeds < 1:
         raise UsageError(f"--seeds {seeds}: use 1 or more")
     folder = new_folder(out) if out is not None else None
