@@ -333,14 +333,14 @@ def test_a_strangers_missing_target_stops_no_checkpoint_from_loading(plugin, bun
 
 
 def test_a_target_that_is_no_metric_is_the_plugins_error(plugin, monkeypatch):
-    from rcprobe import probe
+    from rcprobe import metrics
 
     target = plugin("def fine(seen):\n    return seen.log_probs[:, 0]\n").value
     source = GOOD.replace("register_models", "register_metrics").replace("somewhere:Fine", f"{target}:fine")
     found = load_registry([plugin(source, distribution="no-metric")])
-    monkeypatch.setattr(probe, "registry", lambda: found)
+    monkeypatch.setattr(metrics, "registry", lambda: found)
     with pytest.raises(PluginError, match="no-metric"):
-        probe.resolve_metrics(["fine"])
+        metrics.resolve_metrics(["fine"])
 
 
 def test_a_target_that_is_no_adapter_is_the_plugins_error(plugin, monkeypatch):
