@@ -392,7 +392,8 @@ def test_plugins_show_describes_a_name(name):
 # --- stopping ---
 
 WATCHED = """
-import sys, types
+import signal, sys, types
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite started in the background ignores it
 from importlib import metadata
 import rcprobe
 from rcprobe.cli import main
