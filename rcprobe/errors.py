@@ -63,6 +63,12 @@ class RunError(RcprobeError):
     """A kept run that can't be written, or not be trusted: the message names the file."""
 
 
+class NoRunError(RunError, UsageError):
+    """A folder that holds no run, where one was named."""
+
+    exit_code = 2
+
+
 class RunChangedError(UsageError):
     """A run asked for in a folder that holds another: the message shows what differs."""
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from string import hexdigits
 from typing import Any, Literal
 
-from rcprobe.errors import RunChangedError, RunError, UsageError
+from rcprobe.errors import NoRunError, RunChangedError, RunError, UsageError
 from rcprobe.facts import Dataset, Fact
 from rcprobe.files import (
     TEMPORARY,
@@ -49,7 +49,9 @@ class RunFolder:
     def manifest(self) -> dict[str, Any]:
         """What the run is. Raises ``RunError`` if it isn't there, damaged, or of a newer rcprobe."""
         if not (self.path / MANIFEST).exists():
-            raise RunError(f"{self.path}: no run is kept there (it has no {MANIFEST})")
+            raise NoRunError(
+                f"{self.path}: no run is kept there (it has no {MANIFEST}); rcprobe runs list FOLDER shows what is"
+            )
         manifest = read_json(self.path / MANIFEST)
         schema = manifest.get("schema")
         if not isinstance(schema, int) or schema < 1 or not isinstance(manifest.get("settings"), dict):

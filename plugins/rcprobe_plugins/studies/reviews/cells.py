@@ -3,7 +3,7 @@
 import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
@@ -15,6 +15,7 @@ from rcprobe.loading import load
 from rcprobe.measured import PairTable
 from rcprobe.probe import one_per_distance
 from rcprobe.probing.engine import Observation, observe
+from rcprobe.progress import Progress
 from rcprobe.queries import encode
 from rcprobe.runner import load_dataset
 from rcprobe.statistics import score_correlation
@@ -28,13 +29,17 @@ ALL_READS = frozenset({"scores", "log_probs", "gradients", "storage"})
 
 @dataclass(frozen=True)
 class Size:
-    """How big an experiment is. ``workers`` are processes; 1 trains in this one."""
+    """How big an experiment is.
+
+    ``workers`` are processes; 1 trains in this one. ``progress`` hears of trained cells.
+    """
 
     length: int = 10
     width: int = 64
     seeds: int = 8
     workers: int = 1
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=5000))
+    progress: Progress | None = None
 
     def letters(self) -> Dataset:
         """The controlled task at this length."""
@@ -58,11 +63,16 @@ Trained = tuple[Cell, int, LoadedModel, Checkpoint]
 
 def trained(cells: Sequence[Cell], size: Size, data: Dataset) -> Iterator[Trained]:
     """Train every cell over the seeds, and give each model at each probed step (cell, seed, model, stop)."""
-    for cell, recordings in zip(cells, _recorded(cells, size, data), strict=True):
+    recorded = _recorded(cells, replace(size, progress=None), data)  # workers take no callback
+    for number, (cell, recordings) in enumerate(zip(cells, recorded, strict=True)):
+        if size.progress is not None:
+            size.progress(number, len(cells))
         for seed, recording in enumerate(recordings):
             m = _model(cell, size, seed)
             for stop in recording.replay(m, data.facts, cell.train, seed):
                 yield cell, seed, m, stop
+    if size.progress is not None:
+        size.progress(1, 1)
 
 
 def table(

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import typer
 
+from rcprobe.progress import Display
 from rcprobe_plugins.studies.jobs import cores
+from rcprobe_plugins.studies.reviews.answer import Answer
 from rcprobe_plugins.studies.reviews.cells import QUICK, Size
 from rcprobe_plugins.studies.reviews.questions import QUESTIONS, reviews, save_answer
 
@@ -20,15 +22,20 @@ def answer_questions(
     size = replace(QUICK if quick else Size(), workers=cores())
     size = size if seeds is None else replace(size, seeds=seeds)
     asked = list(letters) or list(QUESTIONS)
-    found = reviews(size, asked)
     answers = []
-    for letter in asked:
-        if show:
-            typer.echo(f"({letter}) training {size.seeds} seeds a model …", err=True)
-        answer = next(found)
-        if folder is not None:
-            save_answer(answer, folder)
-        if show:
-            typer.echo(f"({answer.question}) {answer.asked}\n    {answer.says}")
-        answers.append({"question": answer.question, "asked": answer.asked, "says": answer.says})
+    with Display(show) as display:
+        found = reviews(replace(size, progress=display.bar(f"{size.seeds} seeds a model")), asked)
+        questions = display.bar("questions")
+        for number, answer in enumerate(found):
+            answers.append(_answered(answer, folder, show))
+            if questions is not None:
+                questions(number + 1, len(asked))
     return answers
+
+
+def _answered(answer: Answer, folder: Path | None, show: bool) -> dict[str, str]:
+    if folder is not None:
+        save_answer(answer, folder)
+    if show:
+        typer.echo(f"({answer.question}) {answer.asked}\n    {answer.says}")
+    return {"question": answer.question, "asked": answer.asked, "says": answer.says}
