@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rcprobe.adapter import Adapter, OvCircuit
+    from rcprobe.comparison import Comparison, compare
     from rcprobe.decoding import Decoding, decode, decoder
     from rcprobe.encoding import Encoding
     from rcprobe.errors import OptionError, RcprobeError
@@ -28,6 +29,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Adapter": "adapter",
+    "Comparison": "comparison",
     "Condition": "metrics",
     "Dataset": "facts",
     "Decoding": "decoding",
@@ -44,6 +46,7 @@ _HOME = {
     "RcprobeError": "errors",
     "Report": "report",
     "TrainConfig": "training",
+    "compare": "comparison",
     "decode": "decoding",
     "decoder": "decoding",
     "encode": "queries",
@@ -57,6 +60,7 @@ _HOME = {
 
 __all__ = [
     "Adapter",
+    "Comparison",
     "Condition",
     "Dataset",
     "Decoding",
@@ -73,6 +77,7 @@ __all__ = [
     "RcprobeError",
     "Report",
     "TrainConfig",
+    "compare",
     "decode",
     "decoder",
     "encode",

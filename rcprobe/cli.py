@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from rcprobe.commands.compare import compare_command
 from rcprobe.commands.models import cli as models_cli
 from rcprobe.commands.output import print_json, tell_failures
 from rcprobe.commands.report import report_command
@@ -35,6 +36,7 @@ cli.add_typer(models_cli, name="models")
 
 cli.command("run")(run_command)
 cli.command("report")(report_command)
+cli.command("compare")(compare_command)
 
 
 @plugins_cli.command("list")

@@ -1,0 +1,164 @@
+"""Which runs may be compared in what, how far they are apart, and what can be said of it."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Literal
+
+import numpy as np
+
+from rcprobe.comparison.measures import Measure, Values, finding_of, measures, values
+from rcprobe.comparison.runs import Group, Run
+from rcprobe.differences import Difference, paired_draws, paired_effect_sizes, paired_means, welch
+from rcprobe.report.visible import visible
+from rcprobe.signatures import MINIMUM, UNDEFINED_SHARE
+from rcprobe.statistics import holm
+
+Found = Literal["higher", "lower", "not told apart", "too few"]
+ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Run ``a`` less run ``b`` in one measure. ``found`` says where a stands; ``why`` what was too few.
+
+    ``adjusted_p`` is Holm's over all contrasts of the comparison that had enough replicates.
+    """
+
+    dataset: str
+    measure: Measure
+    a: str
+    b: str
+    difference: Difference
+    adjusted_p: float
+    found: Found
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Two runs that aren't compared in a measure, and why."""
+
+    dataset: str
+    measure: str
+    a: str
+    b: str
+    why: str
+
+
+def contrasts(groups: Sequence[Group]) -> tuple[tuple[Contrast, ...], tuple[Refusal, ...]]:
+    """Every two runs of a group in every measure that both have; the rest with its reason."""
+    made: list[Contrast] = []
+    refused: list[Refusal] = []
+    for group in groups:
+        for measure in measures(group):
+            known = {run.name: values(run, measure) for run in group.runs}
+            for a, b in combinations(group.runs, 2):
+                why = _why_not(measure, a, b, known[a.name], known[b.name])
+                if why:
+                    refused.append(Refusal(group.label, measure.label, a.name, b.name, why))
+                    continue
+                found = _apart(group, measure, known[a.name], known[b.name])
+                made.append(_undecided(group, measure, a.name, b.name, found))
+    return _judged(made), tuple(refused)
+
+
+def _why_not(measure: Measure, a: Run, b: Run, in_a: Values | None, in_b: Values | None) -> str:
+    """Why two runs can't be compared in a measure; empty where they can."""
+    for run, held in ((a, in_a), (b, in_b)):
+        reason = _nothing(measure, run, held)
+        if reason:
+            return reason
+    if measure.unit == "nats":
+        kinds = [run.report.info.get("objective") for run in (a, b)]
+        if kinds[0] != kinds[1]:
+            return (
+                f"log-probabilities of a {kinds[0]} and of a {kinds[1]} model are of two kinds: the one sums over "
+                "tokens predicted at once, the other over tokens predicted in a row"
+            )
+        if a.tokenizer != b.tokenizer:
+            return "their tokenizers aren't the same, and log-probabilities depend on how answers are cut"
+    if measure.name == "answers" and a.report.info.get("decoding") != b.report.info.get("decoding"):
+        return "their answers were decoded in two ways"
+    return _unpaired(a, in_a, in_b)
+
+
+def _nothing(measure: Measure, run: Run, held: Values | None) -> str:
+    """Why a run has nothing to compare."""
+    if measure.condition is None:
+        if held is None or math.isnan(held.value):
+            return f"{run.name}: no value" if held else f"{run.name}: not measured"
+        return ""
+    signature = run.report.signatures.get(measure.name)
+    if signature is None:
+        return f"{run.name}: not measured"
+    found = finding_of(signature, measure)
+    if found is None:
+        if signature.findings:
+            return f"{run.name}: its signature was defined otherwise"
+        return f"{run.name}: {visible(signature.why) or 'no value'}"
+    if signature.verdict == "identity":
+        return f"{run.name}: true by construction ({visible(signature.why)})"
+    if signature.verdict == "not trained":
+        return f"{run.name}: not trained ({visible(signature.why)})"
+    if held is None or math.isnan(held.value):
+        return f"{run.name}: {visible(signature.why) or 'no value'}"
+    if signature.verdict == "undefined" and found.estimate.n >= MINIMUM[run.report.dataset.replicate]:
+        return f"{run.name}: undefined ({visible(signature.why)})"
+    return ""
+
+
+def _unpaired(a: Run, in_a: Values | None, in_b: Values | None) -> str:
+    """Why runs whose replicate is a fact can't be paired by fact."""
+    if a.report.dataset.replicate == "seed" or in_a is None or in_b is None:
+        return ""
+    if in_a.clusters is None or in_b.clusters is None:
+        return "its values weren't kept by fact"
+    if in_a.draws is not None and not np.array_equal(in_a.clusters, in_b.clusters):
+        return "not the same facts have a value"
+    return ""
+
+
+def _apart(group: Group, measure: Measure, a: Values | None, b: Values | None) -> Difference:
+    assert a is not None
+    assert b is not None
+    if group.replicate == "seed":
+        return welch(a.seeds, b.seeds)
+    assert a.clusters is not None
+    if a.draws is not None and b.draws is not None:
+        return paired_draws(a.value, b.value, a.draws, b.draws, len(a.clusters))
+    assert a.facts is not None
+    assert b.facts is not None
+    standardised = measure.condition is not None and measure.condition.statistic == "effect_size"
+    return (paired_effect_sizes if standardised else paired_means)(a.facts, b.facts, a.clusters)
+
+
+def _undecided(group: Group, measure: Measure, a: str, b: str, found: Difference) -> Contrast:
+    """A contrast before Holm's correction; one with too few replicates has no p to correct."""
+    minimum, why = MINIMUM[group.replicate], ""
+    if measure.unit == "share":  # a t interval may leave what is possible
+        found = replace(found, low=float(np.clip(found.low, -1, 1)), high=float(np.clip(found.high, -1, 1)))
+    if found.n < minimum:
+        why = f"{found.n} {_unit(found.unit)}; a comparison needs {minimum}"
+    elif found.undefined > UNDEFINED_SHARE:
+        why = f"{found.undefined:.0%} of {_unit(found.unit)} have no value"
+    return Contrast(group.label, measure, a, b, found, math.nan, "too few" if why else "not told apart", why)
+
+
+def _judged(made: Iterable[Contrast]) -> tuple[Contrast, ...]:
+    """Apart: p is below .05 after Holm's correction over all, and the interval leaves zero out."""
+    listed = list(made)
+    adjusted = holm({str(i): c.difference.p for i, c in enumerate(listed) if c.found != "too few"})
+    judged = []
+    for i, contrast in enumerate(listed):
+        p, d = adjusted.get(str(i), math.nan), contrast.difference
+        found = contrast.found
+        if p < ALPHA and (d.low > 0 or d.high < 0):
+            found = "higher" if d.value > 0 else "lower"
+        judged.append(replace(contrast, adjusted_p=p, found=found))
+    return tuple(judged)
+
+
+def _unit(unit: str) -> str:
+    return {"clusters": "groups of facts that share no name"}.get(unit, unit)
