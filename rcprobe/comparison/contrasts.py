@@ -38,13 +38,14 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Two runs that aren't compared in a measure, and why."""
+    """Two runs that aren't compared in a measure, and why; ``run`` is the one of them that it lies with, if it is."""
 
     dataset: str
-    measure: str
+    measure: Measure
     a: str
     b: str
     why: str
+    run: str = ""
 
 
 def contrasts(groups: Sequence[Group]) -> tuple[tuple[Contrast, ...], tuple[Refusal, ...]]:
@@ -55,21 +56,19 @@ def contrasts(groups: Sequence[Group]) -> tuple[tuple[Contrast, ...], tuple[Refu
         for measure in measures(group):
             known = {run.name: values(run, measure) for run in group.runs}
             for a, b in combinations(group.runs, 2):
-                why = _why_not(measure, a, b, known[a.name], known[b.name])
+                empty = {run.name: _nothing(measure, run, known[run.name]) for run in (b, a)}
+                lies_with = next((name for name, why in empty.items() if why), "")
+                why = empty.get(lies_with) or _why_not(measure, a, b, known[a.name], known[b.name])
                 if why:
-                    refused.append(Refusal(group.label, measure.label, a.name, b.name, why))
-                    continue
-                found = _apart(group, measure, known[a.name], known[b.name])
-                made.append(_undecided(group, measure, a.name, b.name, found))
+                    refused.append(Refusal(group.label, measure, a.name, b.name, why, lies_with))
+                else:
+                    found = _apart(group, measure, known[a.name], known[b.name])
+                    made.append(_undecided(group, measure, a.name, b.name, found))
     return _judged(made), tuple(refused)
 
 
 def _why_not(measure: Measure, a: Run, b: Run, in_a: Values | None, in_b: Values | None) -> str:
-    """Why two runs can't be compared in a measure; empty where they can."""
-    for run, held in ((a, in_a), (b, in_b)):
-        reason = _nothing(measure, run, held)
-        if reason:
-            return reason
+    """Why two runs that both have values can't be compared in a measure; empty where they can."""
     if measure.unit == "nats":
         kinds = [run.report.info.get("objective") for run in (a, b)]
         if kinds[0] != kinds[1]:
@@ -88,24 +87,24 @@ def _nothing(measure: Measure, run: Run, held: Values | None) -> str:
     """Why a run has nothing to compare."""
     if measure.condition is None:
         if held is None or math.isnan(held.value):
-            return f"{run.name}: no value" if held else f"{run.name}: not measured"
+            return "no value" if held else "not measured"
         return ""
     signature = run.report.signatures.get(measure.name)
     if signature is None:
-        return f"{run.name}: not measured"
+        return "not measured"
     found = finding_of(signature, measure)
     if found is None:
         if signature.findings:
-            return f"{run.name}: its signature was defined otherwise"
-        return f"{run.name}: {visible(signature.why) or 'no value'}"
+            return "its signature was defined otherwise"
+        return visible(signature.why) or "no value"
     if signature.verdict == "identity":
-        return f"{run.name}: true by construction ({visible(signature.why)})"
+        return f"true by construction: {visible(signature.why)}"
     if signature.verdict == "not trained":
-        return f"{run.name}: not trained ({visible(signature.why)})"
+        return f"not trained: {visible(signature.why)}"
     if held is None or math.isnan(held.value):
-        return f"{run.name}: {visible(signature.why) or 'no value'}"
+        return visible(signature.why) or "no value"
     if signature.verdict == "undefined" and found.estimate.n >= MINIMUM[run.report.dataset.replicate]:
-        return f"{run.name}: undefined ({visible(signature.why)})"
+        return f"undefined: {visible(signature.why)}"
     return ""
 
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 from rcprobe.comparison import grids, said
 from rcprobe.comparison.contrasts import Contrast
 from rcprobe.report.export import markdown_list, markdown_table
-from rcprobe.report.sheet import Sheet, to_latex as sheet_latex
+from rcprobe.report.sheet import Sheet
+from rcprobe.report.sheet import to_latex as sheet_latex
 from rcprobe.report.tables import signature_rows
 
 if TYPE_CHECKING:
@@ -64,7 +65,17 @@ def as_dict(found: "Comparison") -> dict[str, Any]:
             for run in found.runs
         ],
         "results": rows(found),
-        "not_compared": [vars(refusal) for refusal in found.refusals],
+        "not_compared": [
+            {
+                "dataset": r.dataset,
+                "what": r.measure.label,
+                "run": r.a,
+                "against": r.b,
+                "why": r.why,
+                "lies_with": r.run,
+            }
+            for r in found.refusals
+        ],
     }
 
 

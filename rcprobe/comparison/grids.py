@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from rcprobe.comparison.contrasts import Contrast
 from rcprobe.comparison.matrix import Line
+from rcprobe.comparison.measures import Measure
 from rcprobe.comparison.said import p_value, signed, span
 from rcprobe.metrics import Condition
 from rcprobe.report import words
@@ -36,8 +37,8 @@ def signatures(found: "Comparison") -> Grid:
         names = dict.fromkeys(name for run in group.runs for name in run.report.signatures)
         for name in names:
             held = [(run.name, run.report.signatures[name]) for run in group.runs if name in run.report.signatures]
-            known = list(dict.fromkeys(f.condition for _, s in held for f in s.findings))
-            for condition in [*known] or [None]:
+            known: list[Condition | None] = list(dict.fromkeys(f.condition for _, s in held for f in s.findings))
+            for condition in known or [None]:
                 for run, signature in held:
                     finding = next((f for f in signature.findings if f.condition == condition), None)
                     rows.append((group.label, *_signature(signature, finding, condition, run)))
@@ -64,14 +65,22 @@ def differences(found: "Comparison", contrasts: Iterable[Contrast] | None = None
 
 
 def refusals(found: "Comparison") -> Grid:
-    """What isn't compared, and why: pairs and measures with one reason together."""
-    pairs: dict[tuple[str, str, str], list[str]] = {}
+    """What isn't compared, and why: runs, and measures, with one reason together."""
+    whole: dict[tuple[str, str], set[str]] = {}
+    either = [(c.dataset, c.measure) for c in found.contrasts] + [(r.dataset, r.measure) for r in found.refusals]
+    for dataset, measure in either:
+        whole.setdefault((dataset, measure.title), set()).add(measure.label)
+    pairs: dict[tuple[str, Measure, str, str], list[str]] = {}
     for r in found.refusals:
-        pairs.setdefault((r.dataset, r.measure, r.why), []).append(f"{r.a} − {r.b}")
-    measures: dict[tuple[str, str, str], list[str]] = {}
-    for (dataset, measure, why), runs in pairs.items():
-        measures.setdefault((dataset, "; ".join(runs), why), []).append(measure)
-    rows = [(dataset, "; ".join(names), runs, why) for (dataset, runs, why), names in measures.items()]
+        pairs.setdefault((r.dataset, r.measure, r.run, r.why), []).append(f"{r.a} and {r.b}")
+    measures: dict[tuple[str, str, str], dict[str, list[str]]] = {}
+    for (dataset, measure, run, why), both in pairs.items():
+        names = f"{run} with any other" if run else "; ".join(both)
+        measures.setdefault((dataset, names, why), {}).setdefault(measure.title, []).append(measure.label)
+    rows = []
+    for (dataset, names, why), titles in measures.items():
+        said = [[title] if set(labels) == whole[dataset, title] else labels for title, labels in titles.items()]
+        rows.append((dataset, "; ".join(label for labels in said for label in labels), names, why))
     return Grid("Not compared, and why", ("dataset", "measure", "runs", "why"), tuple(rows))
 
 
@@ -119,9 +128,7 @@ def _cell(both: tuple[Point, Point], intervals: bool) -> str:
     return f"{said}\n{' / '.join(spans)}" if intervals and spans != ["–", "–"] else said
 
 
-def _signature(
-    signature: Signature, finding: Finding | None, condition: Condition | None, run: str
-) -> tuple[str, ...]:
+def _signature(signature: Signature, finding: Finding | None, condition: Condition | None, run: str) -> tuple[str, ...]:
     measured = f"{visible(signature.title)} ({signature.pairing.replace('_', ' ')})"
     if condition is not None:
         measured += f": {'' if condition.judged else 'beside it, '}{visible(condition.label)}"

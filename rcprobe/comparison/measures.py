@@ -44,8 +44,12 @@ class Values:
 
 @dataclass(frozen=True)
 class Measure:
-    """One thing to compare: ``condition`` of the signature ``name``, or a column of a metric that judges answers."""
+    """One thing to compare: ``condition`` of the signature ``name``, or a column of a metric that judges answers.
 
+    ``title`` names the signature, of which ``label`` is one condition.
+    """
+
+    title: str
     label: str
     unit: str
     name: str
@@ -63,7 +67,8 @@ def measures(group: Group) -> list[Measure]:
             for way in WAYS:
                 column = f"{way}, {reading}"
                 if any(_has(run.report, metric, column) for run in group.runs):
-                    found[Measure(f"{title}, {visible(column)}", "share", metric, ASKED, None, column)] = None
+                    label = f"{title}, {visible(column)}"
+                    found[Measure(label, label, "share", metric, ASKED, None, column)] = None
     for run in group.runs:
         for name, signature in run.report.signatures.items():
             for finding in signature.findings:
@@ -95,8 +100,9 @@ def finding_of(signature: Signature, measure: Measure) -> Finding | None:
 
 
 def _of(name: str, signature: Signature, condition: Condition) -> Measure:
-    label = f"{visible(signature.title)}: {visible(condition.label)} ({signature.pairing.replace('_', ' ')})"
-    return Measure(label, visible(condition.unit), name, signature.pairing, condition)
+    title, asked = visible(signature.title), signature.pairing.replace("_", " ")
+    label = f"{title}: {visible(condition.label)} ({asked})"
+    return Measure(f"{title} ({asked})", label, visible(condition.unit), name, signature.pairing, condition)
 
 
 def _has(report: Report, metric: str, column: str) -> bool:

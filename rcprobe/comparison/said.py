@@ -90,7 +90,7 @@ def _group(found: "Comparison", group: Group) -> Iterable[str]:
     middle = len(said) - SHOWN
     said = [*said[: SHOWN // 2], f"{middle} more", *said[-SHOWN // 2 :]] if middle > 0 else said
     if said:
-        yield f"{group.label} (rivals: {line.reading}): right in reverse {', '.join(said)}."
+        yield f"{group.label} (rivals: {line.reading}). Right in reverse: {', '.join(said)}."
     apart = [
         c
         for c in found.contrasts
@@ -100,7 +100,7 @@ def _group(found: "Comparison", group: Group) -> Iterable[str]:
     ]
     more = [_more(c) for c in apart[:SHOWN]] + [f"{len(apart) - SHOWN} more such differences"] * (len(apart) > SHOWN)
     if more:
-        yield f"There {'; '.join(more)}."
+        yield f"On {group.label}, {'; '.join(more)}."
 
 
 def _more(contrast: Contrast) -> str:
@@ -128,10 +128,10 @@ def _scope(found: "Comparison") -> list[str]:
     said = []
     if len(found.groups) > 1:
         parts = [f"{group.label} ({', '.join(run.name for run in group.runs)})" for group in found.groups]
-        said.append(f"runs of different datasets stand side by side but aren't compared: {'; '.join(parts)}")
+        said.append(f"runs that weren't asked the same stand side by side but aren't compared: {'; '.join(parts)}")
     names = Counter(group.runs[0].report.dataset.name for group in found.groups)
     said += [
-        f"{visible(name)} was asked in {ways} ways: not the same facts, or not read the same way"
+        f"{visible(name)} was asked in {ways} ways, with other facts or read otherwise: compared only inside each"
         for name, ways in names.items()
         if ways > 1
     ]
