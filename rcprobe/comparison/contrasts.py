@@ -52,7 +52,7 @@ def contrasts(groups: Sequence[Group]) -> tuple[tuple[Contrast, ...], tuple[Refu
     """Every two runs of a group in every measure that both have; the rest with its reason."""
     made: list[Contrast] = []
     refused: list[Refusal] = []
-    for group in groups:
+    for group in (group for group in groups if len(group.runs) > 1):
         for measure in measures(group):
             known = {run.name: values(run, measure) for run in group.runs}
             for a, b in combinations(group.runs, 2):
@@ -114,7 +114,7 @@ def _unpaired(a: Run, in_a: Values | None, in_b: Values | None) -> str:
         return ""
     if in_a.clusters is None or in_b.clusters is None:
         return "its values weren't kept by fact"
-    if in_a.draws is not None and not np.array_equal(in_a.clusters, in_b.clusters):
+    if in_a.draw is not None and not np.array_equal(in_a.clusters, in_b.clusters):
         return "not the same facts have a value"
     return ""
 
@@ -125,7 +125,7 @@ def _apart(group: Group, measure: Measure, a: Values | None, b: Values | None) -
     if group.replicate == "seed":
         return welch(a.seeds, b.seeds)
     assert a.clusters is not None
-    if a.draws is not None and b.draws is not None:
+    if a.draw is not None:
         return paired_draws(a.value, b.value, a.draws, b.draws, len(a.clusters))
     assert a.facts is not None
     assert b.facts is not None

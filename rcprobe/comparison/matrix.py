@@ -15,11 +15,16 @@ KINDS = ("exact", "loose", "prefix", "contains")  # how a written answer may mat
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the matrix: a dataset, which answers competed, what was asked; a cell a run (forward, reverse)."""
+    """One line of the matrix: a dataset, which answers competed, what was asked; a cell a run (forward, reverse).
+
+    ``metric`` and ``key`` are the metric and its reading behind the words of ``reading``.
+    """
 
     dataset: str
     reading: str
     pairing: str
+    metric: str
+    key: str
     cells: dict[str, tuple[Point, Point]]
 
 
@@ -38,7 +43,7 @@ def matrix(groups: Sequence[Group]) -> list[Line]:
                 if (metric, pairing, reading) in _asked(r)
             }
             if any(not math.isnan(p.value) for both in cells.values() for p in both):
-                lines.append(Line(group.label, _said(group, metric, reading), pairing, cells))
+                lines.append(Line(group.label, _said(group, metric, reading), pairing, metric, reading, cells))
     return lines
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -31,15 +32,21 @@ class Values:
     """A measure of one run, by what repeats it.
 
     ``seeds`` has one value a seed. Where facts are the replicate, ``facts`` [facts] has one value a fact, or, for a
-    correlation, ``draws`` its values in the common resamples of clusters; ``clusters`` are those of facts, or of
+    correlation, ``draw`` gives its values in the common resamples of clusters; ``clusters`` are those of facts, or of
     what the correlation rests on.
     """
 
     value: float
     seeds: Floats
     facts: Floats | None = None
-    draws: Floats | None = None
+    draw: Callable[[], Floats] | None = None
     clusters: NDArray[np.int64] | None = None
+
+    @cached_property
+    def draws(self) -> Floats:
+        """What ``draw`` gives, drawn once: it takes seconds."""
+        assert self.draw is not None
+        return self.draw()
 
 
 @dataclass(frozen=True)
@@ -150,12 +157,14 @@ def _correlation(report: Report, condition: Condition, ends: Sequence[Measured])
         return Values(value, seeds)
     clusters = row_clusters(ends[0])
     distinct, index = np.unique(clusters, return_inverse=True)
-    draws = [
-        weighted_mean([score_correlation(*row, weights=w[index]).pooled for row in rows])
-        for w in resamples(len(distinct), CORRELATION_RESAMPLES)
-    ]
+
+    def draw() -> Floats:
+        weights = resamples(len(distinct), CORRELATION_RESAMPLES)
+        pooled = [[score_correlation(*row, weights=w[index]).pooled for row in rows] for w in weights]
+        return np.array([weighted_mean(seeds) for seeds in pooled], dtype=np.float64)
+
     defined = np.unique(clusters[~np.isnan(rows[0][0]).all(axis=1)])
-    return Values(value, seeds, draws=np.array(draws, dtype=np.float64), clusters=defined)
+    return Values(value, seeds, draw=draw, clusters=defined)
 
 
 def _trained(measured: Measured, column: Floats, size: int) -> Floats:

@@ -80,7 +80,7 @@ def p_value(p: float) -> str:
 
 
 def _group(found: "Comparison", group: Group) -> Iterable[str]:
-    lines = [line for line in found.matrix if line.dataset == group.label and line.pairing == "swapped"]
+    lines = [line for line in found.matrix if line.dataset == group.label]
     if not lines:
         return
     line = lines[0]
@@ -91,13 +91,9 @@ def _group(found: "Comparison", group: Group) -> Iterable[str]:
     said = [*said[: SHOWN // 2], f"{middle} more", *said[-SHOWN // 2 :]] if middle > 0 else said
     if said:
         yield f"{group.label} (rivals: {line.reading}). Right in reverse: {', '.join(said)}."
-    apart = [
-        c
-        for c in found.contrasts
-        if c.dataset == group.label
-        and c.measure.column == f"reverse, {group.reading}"
-        and c.found in ("higher", "lower")
-    ]
+    asked = (group.label, line.metric, f"reverse, {line.key}")
+    held = [c for c in found.contrasts if (c.dataset, c.measure.name, c.measure.column) == asked]
+    apart = [c for c in held if c.found in ("higher", "lower")]
     more = [_more(c) for c in apart[:SHOWN]] + [f"{len(apart) - SHOWN} more such differences"] * (len(apart) > SHOWN)
     if more:
         yield f"On {group.label}, {'; '.join(more)}."
@@ -135,14 +131,13 @@ def _scope(found: "Comparison") -> list[str]:
         for name, ways in names.items()
         if ways > 1
     ]
-    for group in found.groups:
-        if group.replicate == "fact" and len(group.runs) > 1:
-            several = any(len(run.report.runs) > 1 for run in group.runs)
-            said.append(
-                f"{group.label}: intervals and differences are over facts"
-                + (", seeds averaged" if several else "")
-                + "; they speak of these weights, not of what another training would give"
-            )
+    by_fact = [group for group in found.groups if group.replicate == "fact" and len(group.runs) > 1]
+    if by_fact:
+        several = any(len(run.report.runs) > 1 for group in by_fact for run in group.runs)
+        said.append(
+            f"{'; '.join(group.label for group in by_fact)}: intervals and differences are over facts"
+            f"{', seeds averaged' if several else ''}; they speak of these weights, not of another training's"
+        )
     return said
 
 

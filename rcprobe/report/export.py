@@ -21,6 +21,9 @@ _LATEX = {
     "≤": r"$\leq$",
     "≥": r"$\geq$",
     "W̃": r"$\tilde W$",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
     **{character: rf"\{character}" for character in "&%$#_{}"},
 }
 _LATEX_SPECIAL = re.compile("|".join(re.escape(key) for key in sorted(_LATEX, key=len, reverse=True)))
