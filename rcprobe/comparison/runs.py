@@ -1,5 +1,6 @@
 """The runs that are set side by side: each under a name, and those that asked the same facts together."""
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -120,7 +121,7 @@ def _load(one: str | Path) -> Report:
 def _name(report: Report) -> str:
     if report.folder is None:
         return f"{report.info.get('model', 'a model')} on {report.dataset.name}"
-    return report.folder.resolve().name or str(report.folder)
+    return os.path.basename(os.path.abspath(report.folder)) or str(report.folder)  # a link keeps its own name
 
 
 def _same(a: Run, b: Run) -> bool:

@@ -88,7 +88,7 @@ def _group(found: "Comparison", group: Group) -> Iterable[str]:
     order = sorted(known, key=lambda name: -known[name][1].value)
     said = [f"{name} {known[name][1].value:.0%} (forward {_share(known[name][0].value)})" for name in order]
     middle = len(said) - SHOWN
-    said = [*said[: SHOWN // 2], f"{middle} more", *said[-SHOWN // 2 :]] if middle > 0 else said
+    said = [*said[: SHOWN // 2], f"{middle} in between", *said[-SHOWN // 2 :]] if middle > 0 else said
     if said:
         yield f"{group.label} (rivals: {line.reading}). Right in reverse: {', '.join(said)}."
     asked = (group.label, line.metric, f"reverse, {line.key}")

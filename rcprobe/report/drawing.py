@@ -118,7 +118,9 @@ def _dots(module: Any, axes: Any, panel: Dots) -> None:
         axes.plot(x, y, linestyle="none", marker=MARKERS[series.style], markersize=6, color=colour, label=series.label)
         clear = 0.0 if math.isnan(panel.margin) else max(0.0, panel.margin)
         for i in np.flatnonzero(np.isnan(x)):
-            axes.text(clear, y[i], " no value", va="center", fontsize=8, color=colour)
+            axes.annotate(
+                "no value", (clear, y[i]), (4, 0), textcoords="offset points", va="center", fontsize=8, color=colour
+            )
     axes.set_yticks(range(len(names)), ["\n".join(wrapped(name)) for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlabel(panel.x_label)
