@@ -24,6 +24,7 @@ def sheet(found: "Comparison", intervals: bool) -> Sheet:
         grids.differences(found),
         grids.refusals(found),
         grids.runs(found),
+        grids.settings(found),
     ]
     kept = tuple(table for table in tables if table.rows)
     return Sheet("compare", TITLE, tuple(said.answer(found)), kept, (), tuple(said.notes(found)))

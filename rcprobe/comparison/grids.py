@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from rcprobe.comparison.contrasts import Contrast
-from rcprobe.comparison.matrix import Line
 from rcprobe.comparison.measures import Measure
+from rcprobe.comparison.runs import settings as settings_of
 from rcprobe.comparison.said import p_value, signed, span
 from rcprobe.metrics import Condition
 from rcprobe.report import words
@@ -96,6 +96,15 @@ def runs(found: "Comparison") -> Grid:
     return Grid("Runs", ("run", "model", "dataset", "facts", "seeds", "trained"), tuple(rows))
 
 
+def settings(found: "Comparison") -> Grid:
+    """The settings in which runs differ, a column a run."""
+    own = [settings_of(run.report) for run in found.runs]
+    keys = dict.fromkeys(key for values in own for key in values)
+    rows = [(key.replace("_", " "), *(values.get(key, "–") for values in own)) for key in keys]
+    differ = tuple(row for row in rows if len(set(row[1:])) > 1)
+    return Grid("Settings in which they differ", ("setting", *(run.name for run in found.runs)), differ)
+
+
 def per_cent(value: float) -> str:
     """A share as tables of accuracy print it."""
     return "–" if math.isnan(value) else f"{100 * value:.1f}"
@@ -115,11 +124,6 @@ def verdicts(found: "Comparison") -> tuple[list[str], list[tuple[str, str, list[
         for run in group.runs
     ]
     return names, rows
-
-
-def lines_of(found: "Comparison", dataset: str) -> list[Line]:
-    """The lines of the matrix that belong to a dataset."""
-    return [line for line in found.matrix if line.dataset == dataset]
 
 
 def _cell(both: tuple[Point, Point], intervals: bool) -> str:

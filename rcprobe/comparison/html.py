@@ -37,8 +37,7 @@ def page(found: "Comparison") -> str:
         refusals=grids.refusals(found),
         multiples=[drawn(data) for data in _multiples(found)],
         runs=grids.runs(found),
-        differing=said.differing(found),
-        order=[run.name for run in found.runs],
+        differing=grids.settings(found),
     )
 
 

@@ -98,10 +98,10 @@ def group(runs: Sequence[Run]) -> tuple[Group, ...]:
 def settings(report: Report) -> dict[str, str]:
     """How a run was made, flat: ``train.lr`` → 0.001. What names the model or the data is left out."""
     kept = {k: v for k, v in report.info.items() if k not in _NAMING}
-    return {key: visible(value) for key, value in _flat(kept) if value not in (None, {}, [])}
+    return {visible(key): visible(value) for key, value in _flat(kept) if value not in (None, {}, [])}
 
 
-_NAMING = {"model", "dataset", "facts", "metrics", "parameters", "versions", "plugins", "threads", "device", "seeds"}
+_NAMING = {"model", "dataset", "facts", "metrics", "parameters", "versions", "plugins", "threads", "seeds"}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from rcprobe.comparison.contrasts import Contrast
-from rcprobe.comparison.runs import Group, Run, settings
+from rcprobe.comparison.runs import Group, Run
 from rcprobe.report import words
 from rcprobe.report.visible import visible
 
@@ -48,14 +48,6 @@ def notes(found: "Comparison") -> list[str]:
 def method(group: Group) -> str:
     """What repeats the experiment in a dataset."""
     return METHODS[group.replicate]
-
-
-def differing(found: "Comparison") -> list[tuple[str, dict[str, str]]]:
-    """Each setting in which runs differ, with its value by run."""
-    own = {run.name: settings(run.report) for run in found.runs}
-    keys = dict.fromkeys(key for values in own.values() for key in values)
-    rows = [(key, {name: values.get(key, "–") for name, values in own.items()}) for key in keys]
-    return [(key.replace("_", " "), values) for key, values in rows if len(set(values.values())) > 1]
 
 
 def signed(value: float, unit: str) -> str:
