@@ -15,7 +15,7 @@ from test_cli import call, refused, strict
 from test_html import CHROMIUM, Reader, browse
 
 import rcprobe
-from rcprobe.comparison import measures
+from rcprobe.comparison import figures, measures
 from rcprobe.comparison.html import page
 from rcprobe.errors import UsageError
 from rcprobe.facts import Dataset
@@ -274,6 +274,19 @@ def test_models_of_one_name_are_told_apart_by_the_settings_that_differ():
     assert [one.model for one in made.runs] == ["tiny, encoding rope", "tiny, encoding alibi"]
     same = rcprobe.compare({"a": run(), "b": run((1,))})
     assert [one.model for one in same.runs] == ["made-up (a)", "made-up (b)"]
+
+
+def test_panels_of_one_dataset_share_their_scale_and_runs_without_a_value_keep_their_line(found):
+    layers = figures.cosines(found.groups)[0].panels
+    assert [panel.title for panel in layers] == ["strong\ntowns, 25 facts", "weak\ntowns, 25 facts", layers[2].title]
+    assert layers[0].limits == layers[1].limits
+    shown = [value for panel in layers[:2] for s in panel.series for p in s.points for value in (p.low, p.high)]
+    assert layers[0].limits[0] < min(shown) < max(shown) < layers[0].limits[1]
+    without = rcprobe.compare({"a": run(), "b": run((1,), names=synthetic.METRICS[4:])})
+    (panel,) = figures.signatures(without.groups).panels
+    assert panel.series[0].places == ("a", "b")
+    assert math.isnan(panel.series[0].points[1].value)
+    assert panel.margin == 0.02
 
 
 def test_rows_hold_every_number_once(found):

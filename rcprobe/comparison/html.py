@@ -20,7 +20,7 @@ def page(found: "Comparison") -> str:
     names, lines = grids.verdicts(found)
     return rendered(
         "compare",
-        title=f"{len(found.runs)} runs compared",
+        title=_title([run.name for run in found.runs]),
         made=_made(found),
         answer=said.answer(found),
         notes=said.notes(found),
@@ -45,6 +45,12 @@ def _multiples(found: "Comparison") -> list[FigureData]:
     groups: tuple[Group, ...] = found.groups
     made = [figures.accuracy(groups, found.matrix), figures.probabilities(groups)]
     return [*made, *figures.cosines(groups), figures.heads(groups)]
+
+
+def _title(names: list[str]) -> str:
+    """The runs' names, where a heading holds them."""
+    said = words.listed(names)
+    return f"{said if len(said) <= 60 else f'{len(names)} runs'} compared"
 
 
 def _made(found: "Comparison") -> str:
