@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import stdtr, stdtrit
 
-from rcprobe.statistics import hedges_dz, over_clusters, weighted_mean
+from rcprobe.statistics import over_clusters, weighted_mean
 
 Floats = NDArray[np.float64]
 RESAMPLES = 1000
@@ -76,20 +76,7 @@ def paired_means(a: ArrayLike, b: ArrayLike, clusters: ArrayLike) -> Difference:
     return Difference(found.value, found.low, found.high, p, found.n, "clusters", method, found.undefined_rows)
 
 
-def paired_effect_sizes(a: ArrayLike, b: ArrayLike, clusters: ArrayLike) -> Difference:
-    """d_z of ``a`` less d_z of ``b`` over the facts that have both, [facts] each, with the cluster of each fact."""
-    x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    both = ~(np.isnan(x) | np.isnan(y))
-    x, y = np.where(both, x, np.nan), np.where(both, y, np.nan)
-    _, index = np.unique(np.asarray(clusters), return_inverse=True)
-    draws = np.array([(hedges_dz(x, w[index]), hedges_dz(y, w[index])) for w in resamples(int(index.max()) + 1)])
-    n = int(np.unique(index[both]).size)
-    return paired_draws(hedges_dz(x), hedges_dz(y), draws[:, 0], draws[:, 1], n, 1 - float(both.mean()))
-
-
-def paired_draws(
-    a: float, b: float, draws_a: Floats, draws_b: Floats, n: int, undefined: float = 0.0
-) -> Difference:  # fmt: skip
+def paired_draws(a: float, b: float, draws_a: Floats, draws_b: Floats, n: int) -> Difference:
     """a − b of two statistics over the same ``n`` clusters, from their values [resamples] in the same resamples.
 
     The interval holds the middle 95 % of the differences; p is of Student's t on the difference over its standard
@@ -103,7 +90,7 @@ def paired_draws(
         spread = float(kept.std(ddof=1))
         p = 2 * float(stdtr(n - 1, -abs(value) / spread)) if spread > 0 else float(value == 0)
     method = f"paired by fact: bootstrap of clusters, {kept.size} of {apart.size} resamples with a value"
-    return Difference(value, low, high, p, n, "clusters", method, undefined)
+    return Difference(value, low, high, p, n, "clusters", method)
 
 
 def resamples(clusters: int, count: int = RESAMPLES, seed: int = 0) -> Floats:

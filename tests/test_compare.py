@@ -22,6 +22,7 @@ from rcprobe.facts import Dataset
 from rcprobe.report import build
 
 LIGHT = (synthetic.METRICS[2], synthetic.METRICS[4])  # dynamics and accuracy: quick to judge
+MOST = synthetic.METRICS[:3] + synthetic.METRICS[4:]
 HOSTILE = "<img src=x onerror=alert(1)>|*_\u202eturned $\\input{y} & 100%"
 
 
@@ -64,8 +65,8 @@ def weaker(metric, columns):
 @pytest.fixture(scope="module")
 def reports():
     return {
-        "strong": run(names=synthetic.METRICS),
-        "weak": run((1,), change=weaker, names=synthetic.METRICS),
+        "strong": run(names=MOST),
+        "weak": run((1,), change=weaker, names=MOST),
         HOSTILE: run((2,), given=synthetic.facts(30), info={"model": HOSTILE}),
     }
 
@@ -106,9 +107,14 @@ def test_runs_of_the_same_facts_are_paired_by_fact(reports, found):
 
 
 def test_a_difference_is_that_of_the_estimates_shown(reports, found):
-    for label, name in (("routing: r of scores", "attention_correlation"), ("storage: growth", "storage")):
-        estimates = [reports[run].signatures[name].findings[0].estimate.value for run in ("strong", "weak")]
-        assert of(found, label).difference.value == pytest.approx(estimates[0] - estimates[1])
+    several = [run((0, 1), names=synthetic.METRICS[:1]), run((2, 3), names=synthetic.METRICS[:1])]
+    both = rcprobe.compare(dict(zip(("strong", "weak"), several, strict=True)))
+    for label, name, pair, made in (
+        ("routing: r of scores", "attention_correlation", [reports["strong"], reports["weak"]], found),
+        ("storage: growth", "storage", several, both),
+    ):
+        estimates = [report.signatures[name].findings[0].estimate.value for report in pair]
+        assert of(made, label).difference.value == pytest.approx(estimates[0] - estimates[1])
 
 
 def test_correlations_are_compared_in_the_same_resamples_of_facts(reports, found):
@@ -132,6 +138,24 @@ def test_correlations_are_compared_in_the_same_resamples_of_facts(reports, found
     assert interval == pytest.approx(tuple(np.quantile(apart, [0.025, 0.975])), abs=0.04)
 
 
+def test_effect_sizes_are_compared_in_the_same_resamples_of_facts(reports, found):
+    def growth(name):
+        frame = reports[name].frame("storage")
+        apart = (frame.stored - frame.mismatched).groupby([frame.step, frame.fact]).mean()
+        return (apart[100] - apart[0]).to_numpy()
+
+    def d_z(x):
+        correction = math.gamma(12) / (math.sqrt(12) * math.gamma(11.5))
+        return correction * x.mean(axis=-1) / x.std(axis=-1, ddof=1)
+
+    a, b, drawn = growth("strong"), growth("weak"), np.random.default_rng(6).integers(25, size=(4000, 25))
+    apart, difference = d_z(a[drawn]) - d_z(b[drawn]), of(found, "storage: growth").difference
+    assert difference.value == pytest.approx(d_z(a) - d_z(b))
+    interval = tuple(np.quantile(apart, [0.025, 0.975]))
+    assert (difference.low, difference.high) == pytest.approx(interval, abs=0.15 * (interval[1] - interval[0]))
+    assert difference.p == pytest.approx(2 * stats.t.sf(abs(difference.value) / apart.std(), 24), abs=0.05)
+
+
 def test_runs_whose_replicate_is_a_seed_are_compared_by_welchs_test():
     a, b = run(range(5), "seed"), run(range(10, 16), "seed", change=weaker)
     contrast = of(rcprobe.compare({"strong": a, "weak": b}), "dynamics: cos matched −")
@@ -151,7 +175,7 @@ def test_p_values_are_holms_over_all_differences_of_the_comparison(found):
     for rank, (value, i) in enumerate(p):
         largest = max(largest, min(1.0, (len(p) - rank) * value))
         expected[i] = largest
-    assert len(p) > 5
+    assert len(p) == 5
     assert [c.adjusted_p for c in found.contrasts] == pytest.approx([expected[i] for i in range(len(p))])
 
 

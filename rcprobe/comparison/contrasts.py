@@ -10,7 +10,7 @@ import numpy as np
 
 from rcprobe.comparison.measures import Measure, Values, finding_of, measures, values
 from rcprobe.comparison.runs import Group, Run
-from rcprobe.differences import Difference, paired_draws, paired_effect_sizes, paired_means, welch
+from rcprobe.differences import Difference, paired_draws, paired_means, welch
 from rcprobe.report.visible import visible
 from rcprobe.signatures import MINIMUM, UNDEFINED_SHARE
 from rcprobe.statistics import holm
@@ -55,19 +55,19 @@ def contrasts(groups: Sequence[Group]) -> tuple[tuple[Contrast, ...], tuple[Refu
     for group in (group for group in groups if len(group.runs) > 1):
         for measure in measures(group):
             known = {run.name: values(run, measure) for run in group.runs}
+            empty = {run.name: _nothing(measure, run, known[run.name]) for run in group.runs}
             for a, b in combinations(group.runs, 2):
-                empty = {run.name: _nothing(measure, run, known[run.name]) for run in (b, a)}
-                lies_with = next((name for name, why in empty.items() if why), "")
-                why = empty.get(lies_with) or _why_not(measure, a, b, known[a.name], known[b.name])
-                if why:
+                in_a, in_b = known[a.name], known[b.name]
+                lies_with = next((run.name for run in (b, a) if empty[run.name]), "")
+                why = empty[lies_with] if lies_with else _why_not(measure, a, b) or _unpaired(group, in_a, in_b)
+                if why or in_a is None or in_b is None:
                     refused.append(Refusal(group.label, measure, a.name, b.name, why, lies_with))
                 else:
-                    found = _apart(group, measure, known[a.name], known[b.name])
-                    made.append(_undecided(group, measure, a.name, b.name, found))
+                    made.append(_undecided(group, measure, a.name, b.name, _apart(group, in_a, in_b)))
     return _judged(made), tuple(refused)
 
 
-def _why_not(measure: Measure, a: Run, b: Run, in_a: Values | None, in_b: Values | None) -> str:
+def _why_not(measure: Measure, a: Run, b: Run) -> str:
     """Why two runs that both have values can't be compared in a measure; empty where they can."""
     if measure.unit == "nats":
         kinds = [run.report.info.get("objective") for run in (a, b)]
@@ -80,7 +80,7 @@ def _why_not(measure: Measure, a: Run, b: Run, in_a: Values | None, in_b: Values
             return "their tokenizers aren't the same, and log-probabilities depend on how answers are cut"
     if measure.name == "answers" and a.report.info.get("decoding") != b.report.info.get("decoding"):
         return "their answers were decoded in two ways"
-    return _unpaired(a, in_a, in_b)
+    return ""
 
 
 def _nothing(measure: Measure, run: Run, held: Values | None) -> str:
@@ -108,29 +108,24 @@ def _nothing(measure: Measure, run: Run, held: Values | None) -> str:
     return ""
 
 
-def _unpaired(a: Run, in_a: Values | None, in_b: Values | None) -> str:
+def _unpaired(group: Group, a: Values | None, b: Values | None) -> str:
     """Why runs whose replicate is a fact can't be paired by fact."""
-    if a.report.dataset.replicate == "seed" or in_a is None or in_b is None:
+    if group.replicate == "seed" or a is None or b is None:
         return ""
-    if in_a.clusters is None or in_b.clusters is None:
+    if a.clusters is None or b.clusters is None:
         return "its values weren't kept by fact"
-    if in_a.draw is not None and not np.array_equal(in_a.clusters, in_b.clusters):
+    if a.draw is not None and not np.array_equal(a.clusters, b.clusters):
         return "not the same facts have a value"
     return ""
 
 
-def _apart(group: Group, measure: Measure, a: Values | None, b: Values | None) -> Difference:
-    assert a is not None
-    assert b is not None
+def _apart(group: Group, a: Values, b: Values) -> Difference:
     if group.replicate == "seed":
         return welch(a.seeds, b.seeds)
     assert a.clusters is not None
-    if a.draw is not None:
+    if a.facts is None or b.facts is None:
         return paired_draws(a.value, b.value, a.draws, b.draws, len(a.clusters))
-    assert a.facts is not None
-    assert b.facts is not None
-    standardised = measure.condition is not None and measure.condition.statistic == "effect_size"
-    return (paired_effect_sizes if standardised else paired_means)(a.facts, b.facts, a.clusters)
+    return paired_means(a.facts, b.facts, a.clusters)
 
 
 def _undecided(group: Group, measure: Measure, a: str, b: str, found: Difference) -> Contrast:

@@ -64,11 +64,11 @@ def _cell(run: Run, metric: str, pairing: str, reading: str) -> tuple[Point, Poi
         reverse = shares(report, pairing, reading, 1, "reverse")
         return _end(forward.points), _end(reverse.points)
     measured = last(report, metric, pairing)
-    forward_, reverse_ = (
+    points = [
         clipped(estimate(report, measured, [m.columns[f"{way}, {reading}"] for m in measured]), 0.0, 1.0)
         for way in ("forward", "reverse")
-    )
-    return forward_, reverse_
+    ]
+    return points[0], points[1]
 
 
 def _end(points: Sequence[Point]) -> Point:

@@ -1,16 +1,15 @@
 """What two runs can be compared in: accuracy both ways and the conditions of signatures, as values by seed or fact."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rcprobe.comparison.runs import Group, Run
-from rcprobe.differences import resamples
+from rcprobe.differences import RESAMPLES, resamples
 from rcprobe.facts import Pairing
 from rcprobe.measured import Measured
 from rcprobe.metrics import Condition
@@ -21,6 +20,8 @@ from rcprobe.signatures import Finding, Signature, fact_clusters, fact_values, r
 from rcprobe.statistics import hedges_dz, score_correlation, weighted_mean
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Rows = tuple[Floats, Floats, Ints, Ints, Ints]
 CORRELATION_RESAMPLES = 500
 ASKED: Pairing = "swapped"  # what every kind of model can be asked
 WAYS = ("reverse", "forward")
@@ -31,16 +32,16 @@ ANSWERED = {"accuracy": "accuracy", "answers": "written accuracy"}  # metrics th
 class Values:
     """A measure of one run, by what repeats it.
 
-    ``seeds`` has one value a seed. Where facts are the replicate, ``facts`` [facts] has one value a fact, or, for a
-    correlation, ``draw`` gives its values in the common resamples of clusters; ``clusters`` are those of facts, or of
-    what the correlation rests on.
+    ``seeds`` has one value a seed. Where facts are the replicate, a mean has ``facts`` [facts], one value a fact, and
+    their ``clusters``; of an effect size or a correlation ``draw`` gives the values in the resamples that all runs
+    share, and ``clusters`` are those with a value.
     """
 
     value: float
     seeds: Floats
     facts: Floats | None = None
     draw: Callable[[], Floats] | None = None
-    clusters: NDArray[np.int64] | None = None
+    clusters: Ints | None = None
 
     @cached_property
     def draws(self) -> Floats:
@@ -145,26 +146,43 @@ def _contrast(report: Report, condition: Condition, both: Sequence[tuple[Measure
     seeds = np.array([statistic(one) for one in contrasts], dtype=np.float64)
     if report.dataset.replicate == "seed":
         return Values(weighted_mean(seeds), seeds)
-    facts = mean_over(contrasts)
-    return Values(statistic(facts), seeds, facts, clusters=fact_clusters(both[0][0]))
+    clusters = fact_clusters(both[0][0])
+    if condition.statistic == "mean":
+        return Values(weighted_mean(seeds), seeds, mean_over(contrasts), clusters=clusters)
+    defined = ~np.isnan(contrasts[0])
+    return _resampled(seeds, [partial(hedges_dz, one) for one in contrasts], clusters, defined, RESAMPLES)
 
 
 def _correlation(report: Report, condition: Condition, ends: Sequence[Measured]) -> Values:
     rows = [score_rows(condition, measured) for measured in ends]
-    seeds = np.array([score_correlation(*row).pooled for row in rows], dtype=np.float64)
-    value = weighted_mean(seeds)
-    if report.dataset.replicate == "seed" or math.isnan(value):
-        return Values(value, seeds)
-    clusters = row_clusters(ends[0])
+    statistics = [partial(_pooled, row) for row in rows]
+    seeds = np.array([statistic(None) for statistic in statistics], dtype=np.float64)
+    if report.dataset.replicate == "seed":
+        return Values(weighted_mean(seeds), seeds)
+    defined = np.asarray(~np.isnan(rows[0][0]).all(axis=1), dtype=np.bool_)
+    return _resampled(seeds, statistics, row_clusters(ends[0]), defined, CORRELATION_RESAMPLES)
+
+
+def _pooled(rows: Rows, weights: Floats | None) -> float:
+    return score_correlation(*rows, weights=weights).pooled
+
+
+def _resampled(
+    seeds: Floats,
+    statistics: Sequence[Callable[[Floats], float]],
+    clusters: Ints,
+    defined: NDArray[np.bool_],
+    count: int,
+) -> Values:
+    """A statistic that is no mean: of each seed a function of the rows' weights, the seeds averaged."""
     distinct, index = np.unique(clusters, return_inverse=True)
 
     def draw() -> Floats:
-        weights = resamples(len(distinct), CORRELATION_RESAMPLES)
-        pooled = [[score_correlation(*row, weights=w[index]).pooled for row in rows] for w in weights]
-        return np.array([weighted_mean(seeds) for seeds in pooled], dtype=np.float64)
+        weights = resamples(len(distinct), count)
+        means = [weighted_mean([statistic(w[index]) for statistic in statistics]) for w in weights]
+        return np.array(means, dtype=np.float64)
 
-    defined = np.unique(clusters[~np.isnan(rows[0][0]).all(axis=1)])
-    return Values(value, seeds, draw=draw, clusters=defined)
+    return Values(weighted_mean(seeds), seeds, draw=draw, clusters=np.unique(clusters[defined]))
 
 
 def _trained(measured: Measured, column: Floats, size: int) -> Floats:
@@ -172,7 +190,7 @@ def _trained(measured: Measured, column: Floats, size: int) -> Floats:
     return per_fact(column[kept], measured.table.fact[kept], size)
 
 
-def _fact_clusters(measured: Measured, size: int) -> NDArray[np.int64]:
+def _fact_clusters(measured: Measured, size: int) -> Ints:
     """Each fact's cluster; a fact that isn't in the table has one of its own, and no value."""
     found = np.arange(size) + int(measured.table.cluster.max(initial=0)) + 1
     found[measured.table.fact] = measured.table.cluster
