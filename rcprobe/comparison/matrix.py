@@ -79,5 +79,11 @@ def _said(group: Group, metric: str, reading: str) -> str:
     """The reading in words; of a written answer, how it was decoded."""
     if metric == "accuracy":
         return visible(reading)
-    decoders = dict.fromkeys(str((run.report.info.get("decoding") or {}).get("decoder")) for run in group.runs)
+    decoders = dict.fromkeys(_decoder(run) for run in group.runs)
     return visible(f"written, {reading} ({' or '.join(decoders)})")
+
+
+def _decoder(run: Run) -> str:
+    """How a run wrote its answers; a causal model has no choice."""
+    info = run.report.info
+    return "left to right" if info.get("objective") == "causal" else str((info.get("decoding") or {}).get("decoder"))
