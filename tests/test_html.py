@@ -284,7 +284,7 @@ def test_a_kept_run_gives_its_page_and_the_command_that_repeats_it(tmp_path):
     shutil.copytree(run, tmp_path / "again")
     both = call("compare", run, str(tmp_path / "again"), "--format", "md")
     assert "run and again probed the same weights" in both.out
-    assert "1 seeds; a comparison needs 5" in both.out
+    assert "1 seed; a comparison needs 5" in both.out
     refused = call("report", str(tmp_path / "none"))
     assert refused.code not in (None, 0)
     assert "none" in refused.err

@@ -134,9 +134,10 @@ def _undecided(group: Group, measure: Measure, a: str, b: str, found: Difference
     if measure.unit == "share":  # a t interval may leave what is possible
         found = replace(found, low=float(np.clip(found.low, -1, 1)), high=float(np.clip(found.high, -1, 1)))
     if found.n < minimum:
-        why = f"{found.n} {_unit(found.unit)}; a comparison needs {minimum}"
+        who = f"seed{'s'[: found.n != 1]}" if group.replicate == "seed" else "groups of facts that share no name"
+        why = f"{found.n} {who}; a comparison needs {minimum}"
     elif found.undefined > UNDEFINED_SHARE:
-        why = f"{found.undefined:.0%} of {_unit(found.unit)} have no value"
+        why = f"{found.undefined:.0%} of the {group.replicate}s have no value"
     return Contrast(group.label, measure, a, b, found, math.nan, "too few" if why else "not told apart", why)
 
 
@@ -152,7 +153,3 @@ def _judged(made: Iterable[Contrast]) -> tuple[Contrast, ...]:
             found = "higher" if d.value > 0 else "lower"
         judged.append(replace(contrast, adjusted_p=p, found=found))
     return tuple(judged)
-
-
-def _unit(unit: str) -> str:
-    return {"clusters": "groups of facts that share no name"}.get(unit, unit)
