@@ -286,7 +286,7 @@ def test_the_matrix_has_a_column_a_model_and_a_line_a_dataset():
         }
     )
     text = made.to_latex()
-    assert "rivals & pairing & first & second" in text
+    assert "reading & pairing & first & second" in text
     lines = [line for line in text.splitlines() if "100.0 / " in line]
     assert len(lines) == 2
     assert all(line.count("100.0 / 52.0") == 2 for line in lines)

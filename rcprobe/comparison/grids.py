@@ -27,7 +27,7 @@ def accuracy(found: "Comparison", intervals: bool) -> Grid:
         by_model = {run.model: line.cells[run.name] for run in found.runs if run.name in line.cells}
         cells = [_cell(by_model[m], intervals) if m in by_model else "" for m in models]
         rows.append((line.dataset, line.reading, line.pairing.replace("_", " "), *cells))
-    return Grid("Accuracy forward / reverse, in per cent", ("dataset", "rivals", "pairing", *models), _once(rows, 1))
+    return Grid("Accuracy forward / reverse, in per cent", ("dataset", "reading", "pairing", *models), _once(rows, 1))
 
 
 def signatures(found: "Comparison") -> Grid:

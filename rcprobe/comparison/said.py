@@ -82,7 +82,8 @@ def _group(found: "Comparison", group: Group) -> Iterable[str]:
     middle = len(said) - SHOWN
     said = [*said[: SHOWN // 2], f"{middle} in between", *said[-SHOWN // 2 :]] if middle > 0 else said
     if said:
-        yield f"{group.label} (rivals: {line.reading}). Right in reverse: {', '.join(said)}."
+        how = f"rivals: {line.reading}" if line.metric == "accuracy" else line.reading
+        yield f"{group.label} ({how}). Right in reverse: {', '.join(said)}."
     asked = (group.label, line.metric, f"reverse, {line.key}")
     held = [c for c in found.contrasts if (c.dataset, c.measure.name, c.measure.column) == asked]
     apart = [c for c in held if c.found in ("higher", "lower")]
