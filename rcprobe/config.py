@@ -69,6 +69,14 @@ TRAIN_KEYS = {  # those of TrainConfig, whose import costs seconds
     "seed": "a whole number",
     "objective": "a text",
     "maskable": "a text",
+    "method": "a text",
+    "rank": "a whole number",
+    "alpha": "a whole number",
+    "targets": "a list of texts",
+    "precision": "a text",
+    "accumulate": "a whole number",
+    "checkpointing": "true or false",
+    "lr_grid": "a list of numbers",
 }
 DECODING_KEYS = {
     "decoder": "a text",

@@ -26,6 +26,8 @@ from rcprobe.store import RunFolder, open_run
 from rcprobe.summary import summarise
 from rcprobe.training import Checkpoint, TrainConfig
 from rcprobe.training import train as train_model
+from rcprobe.training.choice import best_rate, said, try_rates
+from rcprobe.training.method import adapted
 
 Progress = Callable[[int, int], None]
 Training = Callable[..., Iterator[Checkpoint]]
@@ -79,6 +81,9 @@ def run(
                 make_manifest(m, data, chosen, numbers, train, batch_size, decoding=decoding, config=config), data
             )
         with Display(progress) as display:
+            if train is not None and train.lr_grid:
+                train, note = _with_chosen_rate(m, data, train, display, kept)
+                data = replace(data, notes=(*data.notes, note))
             runs = _run_seeds(m, data, chosen, numbers, train, batch_size, decoding, display, kept)
             if kept is not None and kept.finished():
                 return load_report(kept)
@@ -89,6 +94,18 @@ def run(
                 report = replace(report, folder=kept.path)
     registry().notify("run_finished", report=report)
     return report
+
+
+def _with_chosen_rate(
+    m: LoadedModel, data: Dataset, train: TrainConfig, display: Display, kept: RunFolder | None
+) -> tuple[TrainConfig, str]:
+    """The training at the best rate of its grid, and what to say of that; a kept run chooses once."""
+    tried = kept.tried_rates() if kept is not None else None
+    if tried is None:
+        tried = try_rates(m, data, train, display.bar("learning rates"))
+        if kept is not None:
+            kept.keep_tried_rates(tried)
+    return replace(train, lr=best_rate(tried)), said(tried)
 
 
 def _run_seeds(
@@ -104,7 +121,8 @@ def _run_seeds(
 ) -> list[SeedRun]:
     """Each seed from its own start; a model that came with weights has them back at the end if there are several."""
     several = len(seeds) > 1
-    weights = {k: v.clone() for k, v in m.model.state_dict().items()} if several and m.factory is None else None
+    overwritten = several and m.factory is None and train is not None and train.method == "full"
+    weights = {k: v.clone() for k, v in m.model.state_dict().items()} if overwritten else None
     runs = []
     for seed in seeds:
         folder = kept.seed(seed) if kept is not None else None
@@ -115,9 +133,11 @@ def _run_seeds(
             m.model.load_state_dict(weights)
         one = m.replica(seed) if several and m.factory is not None else m
         bar, probing = display.bar(f"seed {seed}, training"), display.bar(f"seed {seed}, probing")
-        runs.append(
-            run_seed(one, data, metrics, train, seed, batch_size, bar, probing=probing, kept=folder, decoding=decoding)
-        )
+        with adapted(one, train, seed, keep=not several) if train is not None else nullcontext():
+            found = run_seed(
+                one, data, metrics, train, seed, batch_size, bar, probing=probing, kept=folder, decoding=decoding
+            )
+        runs.append(found)
     if weights is not None:
         m.model.load_state_dict(weights)
     return runs

@@ -2,6 +2,7 @@
 
 manifest.json            what was asked, of which weights, with which versions; written once
 dataset.json             the facts
+learning_rates.json      what choosing one of a grid found
 seed-0/step-0000300/     a probed step (``step_files``)
 seed-0/state-0000410/    where training stood, until the seed is finished
 seed-0/model/            the trained weights
@@ -37,6 +38,7 @@ from rcprobe.step_files import DONE, check_done, mark_done
 
 SCHEMA = 1
 MANIFEST, DATASET, REPORT, LOCK = "manifest.json", "dataset.json", "report.json", "lock"
+RATES = "learning_rates.json"
 State = Literal["finished", "running", "unfinished"]
 
 
@@ -80,6 +82,20 @@ class RunFolder:
             return Dataset(**{**found, "facts": facts, "readings": readings, "notes": tuple(found["notes"])})
         except (KeyError, TypeError, AttributeError, UsageError) as error:
             raise RunError(f"{self.path / DATASET}: isn't what rcprobe writes ({error})") from error
+
+    def tried_rates(self) -> dict[float, float | None] | None:
+        """Learning rates that were tried, and how each answered forward queries; None before. Raises ``RunError``."""
+        path = self.path / RATES
+        if not path.exists():
+            return None
+        try:
+            return {float(lr): None if value is None else float(value) for lr, value in read_json(path).items()}
+        except (TypeError, ValueError) as error:
+            raise RunError(f"{path}: isn't what rcprobe writes ({error})") from error
+
+    def keep_tried_rates(self, tried: Mapping[float, float | None]) -> None:
+        """Keep what choosing a learning rate found. Raises ``RunError``."""
+        write_json(self.path / RATES, {repr(lr): value for lr, value in tried.items()})
 
     def finish(self) -> None:
         """Mark the report complete. Raises ``RunError``."""
