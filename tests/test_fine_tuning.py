@@ -292,8 +292,8 @@ def test_a_run_says_which_rate_it_took_and_keeps_the_choice(tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"method": "lorra"}, "method is 'lorra'; use one of 'full', 'lora'"),
-        ({"precision": "float16"}, "precision is 'float16'; use one of 'bfloat16'"),
+        ({"method": "lorra"}, "method is 'lorra'; use one of full, lora"),
+        ({"precision": "float16"}, "precision is 'float16'; use one of bfloat16"),
         ({"maskable": "some"}, "maskable is 'some'"),
         ({"rank": 0}, "rank is 0; it must be at least 1"),
         ({"accumulate": 65}, "accumulate is 65, and a batch has 64"),

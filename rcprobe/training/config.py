@@ -67,7 +67,7 @@ class TrainConfig:
         choices = (("maskable", MASKABLE), ("method", METHODS), ("precision", (None, *PRECISIONS)))
         for name, known in choices:
             if getattr(self, name) not in known:
-                kinds = ", ".join(repr(kind) for kind in known if kind)
+                kinds = ", ".join(kind for kind in known if kind)
                 raise UsageError(f"training: {name} is {getattr(self, name)!r}; use one of {kinds}")
         if self.accumulate > self.batch_size:
             raise UsageError(f"training: accumulate is {self.accumulate}, and a batch has {self.batch_size} statements")
