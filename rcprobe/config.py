@@ -78,6 +78,15 @@ TRAIN_KEYS = {  # those of TrainConfig, whose import costs seconds
     "checkpointing": "true or false",
     "lr_grid": "a list of numbers",
 }
+FINE_TUNING = {  # what --train starts from: facts in text, on weights that know a language
+    "steps": 400,
+    "lr": 3e-4,
+    "betas": [0.9, 0.99],
+    "warmup": 20,
+    "batch_size": 16,
+    "ema": 0.0,
+    "probe_every": 100,
+}
 DECODING_KEYS = {
     "decoder": "a text",
     "steps": "a whole number",

@@ -5,6 +5,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,6 +16,7 @@ from rcprobe.metrics import Metric
 from rcprobe.probe import Ask, Probe
 from rcprobe.probing.sizes import BatchSize
 from rcprobe.training import TrainConfig, train
+from rcprobe.training.method import adapted
 
 FEW, MORE = 4, 32  # pairs in the two readings that are timed
 LONG = 2.0  # seconds: a reading of few pairs that takes longer is timed alone
@@ -56,9 +58,21 @@ def estimate(
 
     Raises what the run would raise before its first number.
     """
+    with adapted(m, training, training.seed, keep=False) if training else nullcontext():
+        return _estimate(m, dataset, metrics, training, seeds, batch_size)
+
+
+def _estimate(
+    m: LoadedModel,
+    dataset: Dataset,
+    metrics: Sequence[Metric],
+    training: TrainConfig | None,
+    seeds: int,
+    batch_size: BatchSize,
+) -> Cost:
     probe = Probe(m, dataset, metrics, batch_size=batch_size)
     probes = seeds * (len(training.probed()) if training else 1)
-    steps = seeds * training.steps if training else 0
+    steps = (seeds + len(training.lr_grid)) * training.steps if training else 0
     step_seconds = _step_seconds(m, dataset, training) if training else 0.0
     batches, probe_seconds, more_memory = 0, 0.0, 0.0
     for ask in probe.asked:

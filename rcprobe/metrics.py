@@ -98,9 +98,10 @@ def metric(
 ) -> Callable[[Callable[["Observation"], "Values | Tensor"]], Metric]:
     """Make a metric of a function that takes an ``Observation`` and returns one value a pair, or named columns.
 
-    ``reads`` says what the engine must measure (``scores``, ``span_scores``, ``log_probs``, ``answers``,
-    ``gradients``, ``training_gradients``, ``storage``); ``pairing`` what is asked, the first being the one that is
-    judged. A costly metric may be measured ``on_request`` alone. Statistics, controls and verdicts are the core's.
+    ``reads`` says what the engine must measure (``scores``, ``span_scores``, ``log_probs``, ``alternatives``,
+    ``answers``, ``gradients``, ``training_gradients``, ``storage``); ``pairing`` what is asked, the first being the
+    one that is judged. A costly metric may be measured ``on_request`` alone. Statistics, controls and verdicts are
+    the core's.
     """
 
     def decorate(function: Callable[["Observation"], "Values | Tensor"]) -> Metric:

@@ -5,11 +5,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+import typer
 from peft import PeftModel
+from typer.testing import CliRunner
 
 import rcprobe
 from rcprobe import Fact, TrainConfig, load
+from rcprobe.commands import run
+from rcprobe.config import FINE_TUNING
 from rcprobe.errors import AdapterError, DataError, TrainingError, UsageError
+from rcprobe.estimate import estimate
+from rcprobe.metrics import resolve_metrics
 from rcprobe.training import choice, train
 from rcprobe.training import state as training_state
 from rcprobe.training.choice import best_rate, forward_log_prob, said, try_rates
@@ -303,3 +309,35 @@ def test_a_run_says_which_rate_it_took_and_keeps_the_choice(tmp_path, monkeypatc
 def test_settings_out_of_range_are_named(wrong, message):
     with pytest.raises(UsageError, match=message):
         TrainConfig(steps=1, **wrong)
+
+
+# --- asked for ---
+
+
+def test_an_estimate_counts_the_trainings_of_the_grid_and_leaves_the_model_alone():
+    m = llama()
+    model, before = m.model, weights_of(m)
+    metrics = resolve_metrics(["accuracy"])
+    cost = estimate(m, LETTERS, metrics, replace(LORA, lr_grid=(1e-3, 1e-2)), seeds=3)
+    assert cost.steps == (3 + 2) * LORA.steps
+    assert cost.parameters > sum(p.numel() for p in model.parameters())  # with the adapters
+    assert m.model is model
+    assert same(before, weights_of(m))
+
+
+def test_the_flag_train_sets_what_fine_tuning_starts_from_and_other_flags_win(monkeypatch):
+    seen = []
+    monkeypatch.setattr(run, "_run", lambda asked, **_: seen.append(asked.training()))
+    cli = typer.Typer()
+    cli.command()(run.run_command)
+    for flags in (
+        ["--train", "lora"],
+        ["--train", "full", "--steps", "7", "--lr", "0.1"],
+        ["--train", "lora", "--lr", "0.1", "--lr", "0.2"],
+    ):
+        result = CliRunner().invoke(cli, ["radd", "letters", *flags])
+        assert result.exit_code == 0, result.output
+    lora, full, grid = seen
+    assert (lora.method, lora.steps, lora.lr, lora.ema) == ("lora", FINE_TUNING["steps"], FINE_TUNING["lr"], 0.0)
+    assert (full.method, full.steps, full.lr) == ("full", 7, 0.1)
+    assert grid.lr_grid == (0.1, 0.2)

@@ -80,7 +80,7 @@ def train(
                 nn.utils.clip_grad_norm_(parameters, config.clip, foreach=True)
                 optimiser.step()
                 average.update()
-                if progress is not None and step % 20 == 0:
+                if progress is not None:
                     progress(step, config.steps)
                 keeper.offer(step, lambda: pack(m.model, optimiser, generator, randomness, average.tensors(), losses))
         done = stop
