@@ -1,5 +1,6 @@
 """``load``: from a name, a path, a hub id or a module to a verified model."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -158,6 +159,8 @@ def candidates(raw: Mapping[str, Any]) -> dict[str, type[Adapter]]:
 
 
 def _device(name: str) -> torch.device:
+    if name == "cuda" and "LOCAL_RANK" in os.environ:  # each process started by torchrun has its own card
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(name)
     except RuntimeError as error:

@@ -19,6 +19,7 @@ from rcprobe.progress import Passes, Progress
 from rcprobe.queries import encode
 from rcprobe.report import Report, SeedRun
 from rcprobe.summary import summarise
+from rcprobe.training.processes import processes
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ class Probe:
         with self._passes.counted():
             found = self.measure(step, loss)
         self.steps.append(found)
-        registry().notify("step_finished", step=found)
+        if processes().first:
+            registry().notify("step_finished", step=found)
         return found
 
     def report(self) -> Report:

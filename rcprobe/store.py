@@ -44,9 +44,13 @@ State = Literal["finished", "running", "unfinished"]
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run's folder. Reading it needs no lock: a file that is there is whole."""
+    """A run's folder. Reading it needs no lock: a file that is there is whole.
+
+    Of several processes that train together one ``writes``; what the others are told to keep, they leave to it.
+    """
 
     path: Path
+    writes: bool = True
 
     def manifest(self) -> dict[str, Any]:
         """What the run is. Raises ``RunError`` if it isn't there, damaged, or of a newer rcprobe."""
@@ -67,7 +71,7 @@ class RunFolder:
 
     def seed(self, seed: int) -> SeedFolder:
         """The part of one seed."""
-        return SeedFolder(inside(self.path, f"seed-{seed}"))
+        return SeedFolder(inside(self.path, f"seed-{seed}"), self.writes)
 
     def seeds(self) -> list[int]:
         """The seeds that the run has, finished or not. Raises ``RunError``."""
@@ -95,11 +99,13 @@ class RunFolder:
 
     def keep_tried_rates(self, tried: Mapping[float, float | None]) -> None:
         """Keep what choosing a learning rate found. Raises ``RunError``."""
-        write_json(self.path / RATES, {repr(lr): value for lr, value in tried.items()})
+        if self.writes:
+            write_json(self.path / RATES, {repr(lr): value for lr, value in tried.items()})
 
     def finish(self) -> None:
         """Mark the report complete. Raises ``RunError``."""
-        mark_done(self.path, [MANIFEST, DATASET, REPORT])
+        if self.writes:
+            mark_done(self.path, [MANIFEST, DATASET, REPORT])
 
     def finished(self) -> bool:
         """Whether the report is complete."""
@@ -130,6 +136,8 @@ class RunFolder:
 
     def begin(self, manifest: Mapping[str, Any], dataset: Dataset) -> None:
         """Write what the run is, or make sure that it is the one kept here. Raises ``RunChangedError``."""
+        if not self.writes:
+            return
         if (self.path / MANIFEST).exists():
             there = self.manifest()["settings"]
             changes = differences(there, strict(manifest["settings"]))

@@ -122,6 +122,7 @@ def run_command(
 def _run(asked: RunConfig, *, fresh: bool, show: bool, as_json: bool, quiet: bool) -> None:
     import rcprobe
     from rcprobe.report.terminal import print_report
+    from rcprobe.training.processes import processes
 
     training = asked.training()
     data = rcprobe.load_dataset(asked.dataset, asked.dataset_options)
@@ -141,6 +142,8 @@ def _run(asked: RunConfig, *, fresh: bool, show: bool, as_json: bool, quiet: boo
         fresh=fresh,
         progress=show,
     )
+    if not processes().first:
+        return
     if as_json:
         print_json(report.to_dict())
     elif not quiet:

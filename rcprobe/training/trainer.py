@@ -14,6 +14,7 @@ from rcprobe.facts import Fact
 from rcprobe.loaded import LoadedModel
 from rcprobe.training.config import TrainConfig
 from rcprobe.training.objectives import objective_of, weighted_loss
+from rcprobe.training.processes import Processes, enough, processes
 from rcprobe.training.state import Keeper, Randomness, State, pack, unpack
 from rcprobe.training.statements import forward_statements, maskable_tokens
 
@@ -46,12 +47,14 @@ def train(
     """Train on the forward statements of trained facts, yielding at each step of ``config.probed()``.
 
     While a checkpoint is out, the model holds the averaged weights; they are also what it is left with. Statements
-    are drawn with replacement. ``progress`` is told (step, of how many) now and then. ``keep`` is given (step, state)
-    every ``KEEP_EVERY`` seconds or more; with such a ``state`` training goes on, with the checkpoints that were still
-    to come, as if it had never stopped. Raises ``TrainingError`` naming seed and step when the loss isn't finite, and
-    ``DataError`` when there is nothing to train on.
+    are drawn with replacement. ``progress`` is told (step, of how many). ``keep`` is given (step, state) every
+    ``KEEP_EVERY`` seconds or more; with such a ``state`` training goes on, with the checkpoints that were still to
+    come, as if it had never stopped. Processes that were started together (``torchrun``) share each batch. Raises
+    ``TrainingError`` naming seed and step when the loss isn't finite, ``DataError`` when there is nothing to train on,
+    and ``UsageError`` where every weight is frozen or a batch is too small to be shared.
     """
-    objective = objective_of(m, config)
+    objective, team = objective_of(m, config), processes()
+    enough(config.batch_size, config.accumulate, team)
     ids, real = forward_statements(m, facts)
     may = maskable_tokens(m, facts, config, real)
     generator = torch.Generator().manual_seed(seed)
@@ -76,7 +79,8 @@ def train(
                 batch, whole, free = (tensor[drawn, :longest].to(m.device) for tensor in (ids, real, may))
                 optimiser.param_groups[0]["lr"] = config.lr_at(step)
                 optimiser.zero_grad()
-                losses.append(_backward(m, config, batch, whole, *objective.draw(m, batch, free, generator)))
+                asked = (batch, whole, *objective.draw(m, batch, free, generator))
+                losses.append(_backward(m, config, team, parameters, asked))
                 nn.utils.clip_grad_norm_(parameters, config.clip, foreach=True)
                 optimiser.step()
                 average.update()
@@ -118,15 +122,17 @@ def checkpointing(m: LoadedModel, wanted: bool) -> Iterator[None]:
         model.activation_checkpointing_disable()
 
 
-def _backward(m: LoadedModel, config: TrainConfig, *asked: Tensor) -> Tensor:
-    """The loss of what is asked (ids, real, shown, weight: B L each), its gradient added up part by part."""
-    parts = zip(*(tensor.chunk(config.accumulate) for tensor in asked), strict=True)
+def _backward(
+    m: LoadedModel, config: TrainConfig, team: Processes, parameters: Sequence[nn.Parameter], asked: Sequence[Tensor]
+) -> Tensor:
+    """The loss of what is asked (ids, real, shown, weight: B L each), its gradient added up in every part's turn."""
     total = torch.zeros((), device=m.device)
-    for part in parts:
+    for part in team.share(asked, config.accumulate):
         with torch.autocast(m.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
             loss = weighted_loss(m, *part)
         loss.backward()  # type: ignore[no-untyped-call]
         total = total + loss.detach()
+    team.add_gradients(parameters, total)
     return total
 
 
