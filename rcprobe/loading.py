@@ -164,7 +164,7 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UsageError(f"device {name!r}: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"device {name!r} is none that torch knows; use cpu, cuda, cuda:1 or mps") from error
     try:
         torch.zeros(1, device=device).item()
     except Exception as error:

@@ -67,6 +67,10 @@ def command(
         raise UsageError(f"--mini, --model, --data and --dry-run are of {', '.join(TUNED)}, not of {table}")
     if question and table not in ("reviews", "all"):
         raise UsageError(f"--question {question} is of reviews: rcprobe reproduce reviews --question {question}")
+    if question:
+        from rcprobe_plugins.studies.reviews.questions import known_questions
+
+        known_questions(question)  # before a folder is made
     if seeds is not None and seeds < 1:
         raise UsageError(f"--seeds {seeds}: use 1 or more")
     folder = new_folder(out) if out is not None else None
