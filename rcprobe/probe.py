@@ -6,7 +6,7 @@ from copy import copy
 from dataclasses import dataclass, replace
 
 from rcprobe.decoding import Decoding
-from rcprobe.errors import UsageError
+from rcprobe.errors import DataError, UsageError
 from rcprobe.facts import Dataset, Fact, Pairing, QueryPair
 from rcprobe.loaded import LoadedModel
 from rcprobe.measured import Measured, PairTable, Step
@@ -59,6 +59,7 @@ class Probe:
         self.batch_used = 0
         pairings = dict.fromkeys(pairing for metric in self.metrics for pairing in metric.pairings)
         self.pairs: dict[Pairing, list[QueryPair]] = {p: encode(m, self.dataset.facts, p) for p in pairings}
+        _some_can_be_asked(m, self.pairs)
         self.asked = [ask for pairing, pairs in self.pairs.items() for ask in self._asks(pairing, pairs)]
         self._passes = Passes(m.model, 2 * len(self.asked), progress)
 
@@ -162,6 +163,18 @@ class Probe:
         if "scores" in metric.reads and seen.scores is not None and seen.scores.shape[2] == 0:
             return "the model has no layer whose attention scores can be read"
         return None
+
+
+def _some_can_be_asked(m: LoadedModel, pairs: Mapping[Pairing, Sequence[QueryPair]]) -> None:
+    """Raise ``DataError`` where the model can't be asked about a single fact, with the reasons."""
+    every = [pair for some in pairs.values() for pair in some]
+    reasons = Counter(pair.unsupported for pair in every)
+    if every and None not in reasons:
+        said = "; ".join(f"{count} pairs: {reason}" for reason, count in reasons.most_common(3))
+        raise DataError(
+            f"{m.source} can't be asked about any of these facts ({said}); take a model whose tokenizer reads these "
+            "texts, or other texts"
+        )
 
 
 def one_per_distance(pairs: Sequence[QueryPair]) -> list[QueryPair]:
