@@ -36,7 +36,8 @@ class Probe:
     """Facts put to a model, once a ``step``; ``report`` judges what was seen.
 
     ``metrics`` are names or ``Metric`` objects; None takes every registered one that isn't only on request. Gradients
-    are read for one template pair a fact and distance (the middle one), everything else for all pairs. ``decoding``
+    are read, and attention is knocked out, for one template pair a fact and distance (the middle one); everything else
+    is for all pairs. ``decoding``
     says how answers are written. ``progress`` hears of forward passes, done and expected.
     """
 
@@ -62,9 +63,9 @@ class Probe:
         self._passes = Passes(m.model, 2 * len(self.asked), progress)
 
     def _asks(self, pairing: Pairing, pairs: list[QueryPair]) -> "list[Ask]":
-        """One pass for everything where gradients are read of every pair, one more for theirs where of fewer."""
+        """One pass for everything where costly metrics see every pair, one more for theirs where they see fewer."""
         mine = [metric for metric in self.metrics if pairing in metric.pairings]
-        deep = [metric for metric in mine if metric.differentiates]
+        deep = [metric for metric in mine if metric.costly]
         few = one_per_distance(pairs)
         if not deep or len(few) == len(pairs):
             return [Ask(pairing, pairs, PairTable.of(pairs), mine, True)]

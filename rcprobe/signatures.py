@@ -91,8 +91,12 @@ def judge_all(
     not_trained: str,
     skipped: Mapping[str, str],
 ) -> dict[str, Signature]:
-    """Verdicts, Holm-adjusted over the signatures of the table; ``not_trained`` says why, or is empty."""
-    adjusted = holm({name: _worst_p(findings) for name, (_, _, findings) in found.items()})
+    """Verdicts, Holm-adjusted over the signatures of the table; ``not_trained`` says why, or is empty.
+
+    A causal check keeps its own p, and doesn't count among the signatures.
+    """
+    adjusted = {name: _worst_p(findings) for name, (_, _, findings) in found.items()}
+    adjusted |= holm({name: p for name, p in adjusted.items() if not found[name][0].check})
     signatures = {}
     for name, (metric, pairing, findings) in found.items():
         verdict: Verdict
