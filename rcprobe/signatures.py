@@ -56,7 +56,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class Signature:
-    """One measured ingredient, its findings, and what they amount to; ``why`` explains a verdict that needs it."""
+    """One measured ingredient, its findings, and what they amount to; ``why`` explains a verdict that needs it.
+
+    A causal ``check`` is judged by itself and is none of the signatures that the theory names.
+    """
 
     name: str
     metric: str
@@ -65,6 +68,7 @@ class Signature:
     verdict: Verdict
     findings: tuple[Finding, ...]
     why: str = ""
+    check: bool = False
 
 
 def find(metric: Metric, last: Sequence[Measured], first: Sequence[Measured], replicate: str) -> tuple[Finding, ...]:
@@ -108,7 +112,7 @@ def judge_all(
             verdict, why = "not trained", not_trained
         else:
             verdict, why = _verdict(findings, adjusted[name], replicate)
-        signatures[name] = Signature(name, metric.name, metric.title, pairing, verdict, findings, why)
+        signatures[name] = Signature(name, metric.name, metric.title, pairing, verdict, findings, why, metric.check)
     return signatures
 
 

@@ -139,7 +139,7 @@ def _card(signature: Signature) -> dict[str, Any]:
         "pairing": signature.pairing,
         "question": plain.question(signature),
         "verdict": signature.verdict,
-        "meaning": plain.VERDICTS[signature.verdict],
+        "meaning": plain.meaning(signature),
         "why": visible(signature.why),
         "strength": plain.strength(signature),
         "findings": findings,

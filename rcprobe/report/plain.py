@@ -1,6 +1,7 @@
 """A report said to somebody who knows neither the paper nor the field."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from rcprobe.report import words
@@ -18,12 +19,14 @@ QUESTIONS = {
     "routing": "Does attention find the evidence alike from both sides?",
     "dynamics": "Does a training step that helps the forward query help the reverse one?",
     "outcome": "Does the right answer gain when the fact is asked in reverse?",
+    "knockout": "Does the answer hang on attention to the evidence, both ways?",
 }
 CONTROLS = {
     "storage": "other answers to the same evidence",
     "routing": "facts shuffled between the two directions",
     "dynamics": "the same answer asked from another fact's evidence",
     "outcome": "other trained answers to the same question",
+    "knockout": "as many other tokens of the prompt, as far away, hidden instead",
 }
 VERDICTS = {
     "present": "the whole 95 % interval lies above the margin, and p is below .05 after Holm's correction",
@@ -44,8 +47,15 @@ def answer(report: Report) -> list[str]:
     main = [s for name, s in report.signatures.items() if name == s.metric]
     if not main:
         said.append("No signature was measured.")
+    said += _verdicts([s for s in main if not s.check])
+    said += [f"Beside the signatures, a causal check: {line}" for line in _verdicts([s for s in main if s.check])]
+    return said
+
+
+def _verdicts(signatures: Sequence[Signature]) -> list[str]:
+    said = []
     for verdict in ORDER:
-        found = [s for s in main if s.verdict == verdict]
+        found = [s for s in signatures if s.verdict == verdict]
         if found:
             names = words.listed([visible(s.title) for s in found])
             whys = dict.fromkeys(visible(s.why) for s in found if s.why)
@@ -87,9 +97,15 @@ def strength(signature: Signature) -> str:
     return f"{words.interval(first)}{visible(unit)}, against {against}"
 
 
+def meaning(signature: Signature) -> str:
+    """What a verdict means; a check's p stands by itself."""
+    said = VERDICTS[signature.verdict]
+    return said.replace(" after Holm's correction", "") if signature.check else said
+
+
 def question(signature: Signature) -> str:
     """What a signature asks; for one the page doesn't know, nothing."""
-    asked = QUESTIONS.get(signature.title, "")
+    asked = QUESTIONS.get(signature.title, "") + " (A causal check, not a signature.)" * signature.check
     if asked and signature.name != signature.metric:
         return f"{asked} (Pairing {signature.pairing.replace('_', ' ')}.)"
     return asked

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rcprobe.report import words
 from rcprobe.report.report import Report
 from rcprobe.report.visible import visible
 from rcprobe.statistics import weighted_mean
@@ -22,7 +23,7 @@ def results(report: Report) -> list[dict[str, Any]]:
 def _signatures(report: Report) -> list[dict[str, Any]]:
     rows = []
     for signature in report.signatures.values():
-        start = {"what": visible(signature.title), "pairing": signature.pairing}
+        start = {"what": visible(words.titled(signature)), "pairing": signature.pairing}
         end = {"verdict": signature.verdict, "why": visible(signature.why)}
         if not signature.findings:
             rows.append({**start, **_numbers(), **end})

@@ -20,6 +20,8 @@ def print_report(report: Report, console: Console | None = None) -> None:
     console.print(accuracy_table(report))
     console.print(signature_table(report))
     for name, signature in report.signatures.items():
+        if signature.check:
+            console.print(f"{name}: {words.CHECK}", soft_wrap=True, markup=False)
         if signature.why:
             console.print(f"{name}: {signature.verdict}, {signature.why}", soft_wrap=True, markup=False)
     for pairing, reasons in report.excluded.items():
@@ -49,7 +51,7 @@ def signature_table(report: Report) -> Table:
     for column in ("signature", "measured", "estimate", "against", "effect", "verdict"):
         table.add_column(column, overflow="fold")
     for signature in report.signatures.values():
-        title = f"{signature.title}\n({signature.pairing})"
+        title = f"{words.titled(signature)}\n({signature.pairing})"
         if not signature.findings:
             table.add_row(title, "–", "–", "–", "–", signature.verdict)
         for i, finding in enumerate(signature.findings):

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from rcprobe.signatures import Finding
+from rcprobe.signatures import Finding, Signature
 
 QUESTIONS = {
     "storage": "evidence→answer link stored?",
@@ -11,6 +11,7 @@ QUESTIONS = {
     "dynamics": "forward steps serve the reverse query?",
     "outcome": "right answer gains when asked in reverse?",
 }
+CHECK = "a causal check, not one of the signatures; its p is not corrected with theirs"
 
 
 def number(value: float) -> str:
@@ -42,6 +43,11 @@ def condition(finding: Finding) -> str:
     """What is measured and the margin it must pass; what isn't judged is merely shown beside."""
     asked = finding.condition
     return f"{asked.label} > {asked.margin:g}" if asked.judged else f"beside it: {asked.label}"
+
+
+def titled(signature: Signature) -> str:
+    """A signature's title; a causal check says that it is none."""
+    return f"{signature.title}, causal check" if signature.check else signature.title
 
 
 def control(finding: Finding) -> str:
