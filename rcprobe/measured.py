@@ -66,7 +66,8 @@ class Measured:
 class Step:
     """One probed step of one seed.
 
-    ``accuracy`` maps pairing → reading → (forward, reverse) shares of right answers; ``excluded`` maps a reason →
+    ``accuracy`` maps pairing → reading → (forward, reverse) shares of right answers, ``judged`` to how many facts they
+    are over; ``excluded`` maps a reason →
     how many pairs it took out, by pairing. ``coverage`` maps pairing → of which parameters gradients were ``read``
     (rule → how many), which were ``left out`` (reason → how many), and in how many pairs a part's cosine is
     ``undefined``.
@@ -80,3 +81,4 @@ class Step:
     excluded: Mapping[str, Mapping[str, int]]
     skipped: Mapping[str, str]
     coverage: Mapping[str, Mapping[str, Mapping[str, int]]] = field(default_factory=dict)
+    judged: Mapping[str, Mapping[str, tuple[int, int]]] = field(default_factory=dict)

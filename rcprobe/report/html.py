@@ -18,6 +18,7 @@ from rcprobe.report.panels import FigureData, Row
 from rcprobe.report.provenance import coverage, settings
 from rcprobe.report.repeat import repeat
 from rcprobe.report.report import Report
+from rcprobe.report.shares import assumption, of_pairs, shares
 from rcprobe.report.tables import csv_text
 from rcprobe.report.visible import shortened, visible
 from rcprobe.signatures import Signature
@@ -61,6 +62,7 @@ def page(report: Report) -> str:
         asked=_asked(report),
         signatures=[_card(s) for s in report.signatures.values()],
         accuracy=_accuracy(report),
+        assumption=assumption(report),
         figures=[drawn(f) for f in figures(report)],
         facts=facts,
         statuses=STATUSES,
@@ -148,9 +150,8 @@ def _card(signature: Signature) -> dict[str, Any]:
 
 def _accuracy(report: Report) -> list[tuple[str, str, str, str]]:
     return [
-        (pairing, visible(reading), words.percent([f for f, _ in seeds]), words.percent([r for _, r in seeds]))
-        for pairing, readings in report.accuracy.items()
-        for reading, seeds in readings.items()
+        (forward.pairing, visible(forward.reading), words.share(forward), words.share(reverse))
+        for forward, reverse in of_pairs(shares(report))
     ]
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from rcprobe.report import words
 from rcprobe.report.report import FULL, Report
+from rcprobe.report.shares import of_pairs, shares
 from rcprobe.report.visible import visible
 from rcprobe.signatures import Finding, Signature
 
@@ -65,15 +66,18 @@ def _verdicts(signatures: Sequence[Signature]) -> list[str]:
 
 def _accuracy(report: Report) -> list[str]:
     """Accuracy of what is asked of every kind of model: the reading that decides, and the full vocabulary."""
-    readings = report.accuracy.get("swapped") or report.accuracy.get("same_target") or {}
+    found = of_pairs(shares(report))
+    pairing = "swapped" if report.accuracy.get("swapped") else "same_target"
+    readings = {forward.reading: (forward, reverse) for forward, reverse in found if forward.pairing == pairing}
     first = next(iter(report.dataset.readings), FULL)
     said: list[str] = []
     for reading in dict.fromkeys((first, FULL)):
-        both = [words.percent([seed[way] for seed in readings.get(reading, ())]) for way in (0, 1)]
+        both = [words.share(one) for one in readings.get(reading, ())] or ["–"]
         if "–" in both:
             continue
         if not said:
             several = ", seeds’ range in brackets" if any("(" in share for share in both) else ""
+            several += ", 95 % interval in square brackets" if any("[" in share for share in both) else ""
             said.append(
                 f"Asked forward, the model is right {both[0]} of the time; asked in reverse, {both[1]} "
                 f"(rivals: {visible(reading)}{several})."

@@ -115,10 +115,13 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """The report without its rows, ready for strict JSON: undefined numbers are None."""
+        from rcprobe.report.shares import to_dicts
+
         plain = {
             "info": dict(self.info),
             "notes": list(self.notes),
             "accuracy": {p: {r: [list(x) for x in seeds] for r, seeds in v.items()} for p, v in self.accuracy.items()},
+            "shares": to_dicts(self),
             "signatures": {name: asdict(signature) for name, signature in self.signatures.items()},
             "coverage": self.coverage,
             "excluded": {pairing: dict(reasons) for pairing, reasons in self.excluded.items()},

@@ -8,8 +8,8 @@ from typing import Any
 
 from rcprobe.report import words
 from rcprobe.report.report import Report
+from rcprobe.report.shares import shares
 from rcprobe.report.visible import visible
-from rcprobe.statistics import weighted_mean
 
 
 def results(report: Report) -> list[dict[str, Any]]:
@@ -50,21 +50,20 @@ def _signatures(report: Report) -> list[dict[str, Any]]:
 
 def _accuracies(report: Report) -> list[dict[str, Any]]:
     rows = []
-    for pairing, readings in report.accuracy.items():
-        for reading, seeds in readings.items():
-            for way, direction in enumerate(("forward", "reverse")):
-                shares = [seed[way] for seed in seeds]
-                known = [s for s in shares if not math.isnan(s)]
-                numbers = _numbers(
-                    measured=f"{direction}, {visible(reading)}",
-                    value=weighted_mean(shares),
-                    lowest_seed=min(known, default=math.nan),
-                    highest_seed=max(known, default=math.nan),
-                    unit="share",
-                    n=len(known),
-                    replicate="seeds",
-                )
-                rows.append({"what": "accuracy", "pairing": pairing, **numbers, "verdict": "", "why": ""})
+    for share in shares(report):
+        known = [seed for seed in share.seeds if not math.isnan(seed)]
+        numbers = _numbers(
+            measured=f"{share.direction}, {visible(share.reading)}",
+            value=share.value,
+            low=share.low,
+            high=share.high,
+            lowest_seed=min(known, default=math.nan),
+            highest_seed=max(known, default=math.nan),
+            unit="share",
+            n=share.facts or len(known),
+            replicate="facts" if share.facts else "seeds",
+        )
+        rows.append({"what": "accuracy", "pairing": share.pairing, **numbers, "verdict": "", "why": ""})
     return rows
 
 

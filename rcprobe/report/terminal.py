@@ -6,6 +6,7 @@ from rich.table import Table
 
 from rcprobe.report import words
 from rcprobe.report.report import Report
+from rcprobe.report.shares import assumption, of_pairs, shares
 
 
 def print_report(report: Report, console: Console | None = None) -> None:
@@ -34,14 +35,14 @@ def print_report(report: Report, console: Console | None = None) -> None:
 
 
 def accuracy_table(report: Report) -> Table:
-    """Accuracy both ways by pairing and reading: mean, and the range over seeds."""
-    table = Table(title="Accuracy (mean, range over seeds)", title_justify="left")
+    """Accuracy both ways by pairing and reading: mean, the range over seeds, and the interval over facts."""
+    over = "[95 % interval]" if report.dataset.replicate == "fact" else "range over seeds"
+    table = Table(title=f"Accuracy (mean, {over})", title_justify="left", caption_justify="left")
     for column in ("pairing", "answers compared with", "forward", "reverse"):
         table.add_column(column, justify="right" if column in ("forward", "reverse") else "left", overflow="fold")
-    for pairing, readings in report.accuracy.items():
-        for reading, seeds in readings.items():
-            forward, reverse = ([seed[way] for seed in seeds] for way in (0, 1))
-            table.add_row(pairing, reading, words.percent(forward), words.percent(reverse))
+    for forward, reverse in of_pairs(shares(report)):
+        table.add_row(forward.pairing, forward.reading, words.share(forward), words.share(reverse))
+    table.caption = assumption(report)
     return table
 
 

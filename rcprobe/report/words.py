@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 
+from rcprobe.report.shares import Share
 from rcprobe.signatures import Finding, Signature
 
 QUESTIONS = {
@@ -30,6 +31,16 @@ def percent(values: list[float]) -> str:
     if round(low * 100) == round(high * 100):
         return f"{mean:.0%}"
     return f"{mean:.0%} ({low:.0%}–{high:.0%})".replace("%–", "–")
+
+
+def share(found: Share) -> str:
+    """A share with the range over seeds, and its interval in square brackets."""
+    return percent(list(found.seeds)) + bracket(found.low, found.high)
+
+
+def bracket(low: float, high: float) -> str:
+    """An interval of a share; nothing where there is none."""
+    return "" if math.isnan(low) else f" [{low:.0%}, {high:.0%}]"
 
 
 def interval(finding: Finding) -> str:
