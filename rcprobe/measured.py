@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from rcprobe.facts import Pairing, QueryPair
 
 Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -82,3 +83,12 @@ class Step:
     skipped: Mapping[str, str]
     coverage: Mapping[str, Mapping[str, Mapping[str, int]]] = field(default_factory=dict)
     judged: Mapping[str, Mapping[str, tuple[int, int]]] = field(default_factory=dict)
+
+
+def per_fact(values: Floats, fact: Ints, facts: int) -> Floats:
+    """The mean of each fact's defined values, float64 [facts]; [B, N, H] columns are averaged over layers and heads."""
+    flat = values.reshape(len(values), -1)
+    defined = ~np.isnan(flat)
+    count = np.bincount(fact, weights=defined.sum(axis=1), minlength=facts)
+    total = np.bincount(fact, weights=np.where(defined, flat, 0.0).sum(axis=1), minlength=facts)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)

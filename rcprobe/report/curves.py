@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rcprobe.measured import Measured
+from rcprobe.measured import Measured, per_fact
 from rcprobe.report.panels import Curves, FigureData, Point, Series, Style
 from rcprobe.report.report import FULL, Report
 from rcprobe.report.shares import interval
@@ -14,7 +14,6 @@ from rcprobe.report.values import (
     estimate,
     finished,
     mean_over,
-    per_fact,
     seed_means,
     transformed,
     with_columns,

@@ -16,6 +16,7 @@ from rcprobe.report.correlations import by_distance, by_head
 from rcprobe.report.cosines import cosines
 from rcprobe.report.curves import accuracy, probability
 from rcprobe.report.drawing import COLOURS, draw, legend
+from rcprobe.report.foretold import foretold
 from rcprobe.report.knockouts import knockouts
 from rcprobe.report.panels import FigureData, HeatMap, Panel, has_values
 from rcprobe.report.report import Report
@@ -56,7 +57,7 @@ def figures(report: Report) -> list[FigureData]:
     What is measured on request alone has a figure where it was asked for.
     """
     made = [probability(report), accuracy(report), by_distance(report), by_head(report), cosines(report)]
-    return [_defined(data) for data in (*made, knockouts(report)) if data is not None]
+    return [_defined(data) for data in (*made, foretold(report), knockouts(report)) if data is not None]
 
 
 def _defined(data: FigureData) -> FigureData:

@@ -14,6 +14,7 @@ from rcprobe.facts import Direction
 from rcprobe.report import plain, words
 from rcprobe.report.fact_table import STATUSES, FactTable, fact_table
 from rcprobe.report.figures import figures, panel_svg
+from rcprobe.report.foretold import rows
 from rcprobe.report.panels import FigureData, Row
 from rcprobe.report.provenance import coverage, settings
 from rcprobe.report.repeat import repeat
@@ -63,6 +64,7 @@ def page(report: Report) -> str:
         signatures=[_card(s) for s in report.signatures.values()],
         accuracy=_accuracy(report),
         assumption=assumption(report),
+        foretold=rows(report),
         figures=[drawn(f) for f in figures(report)],
         facts=facts,
         statuses=STATUSES,

@@ -15,6 +15,7 @@ from rcprobe.files import strict
 from rcprobe.measured import Measured, Step
 from rcprobe.metrics import Metric
 from rcprobe.signatures import Signature, find, judge_all
+from rcprobe.transfer import Prediction, predictions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,7 +43,8 @@ class Report:
 
     ``signatures`` are keyed by metric, with the pairing behind it for any but the metric's first; ``accuracy`` maps
     pairing → reading → per-seed (forward, reverse) at the last step; ``notes`` are what a reader must know first;
-    ``info`` says how the run was made (versions, settings, fingerprints); ``folder`` is where the run is kept.
+    ``info`` says how the run was made (versions, settings, fingerprints); ``folder`` is where the run is kept;
+    ``transfer`` says whether facts' signatures foretell which of them are answered in reverse.
     """
 
     dataset: Dataset
@@ -53,6 +55,7 @@ class Report:
     notes: tuple[str, ...]
     info: Mapping[str, Any]
     folder: Path | None = field(default=None, compare=False)
+    transfer: tuple[Prediction, ...] = ()
 
     @classmethod
     def load(cls, folder: str | Path) -> "Report":
@@ -123,6 +126,7 @@ class Report:
             "accuracy": {p: {r: [list(x) for x in seeds] for r, seeds in v.items()} for p, v in self.accuracy.items()},
             "shares": to_dicts(self),
             "signatures": {name: asdict(signature) for name, signature in self.signatures.items()},
+            "transfer": [asdict(prediction) for prediction in self.transfer],
             "coverage": self.coverage,
             "excluded": {pairing: dict(reasons) for pairing, reasons in self.excluded.items()},
             "seeds": [{"seed": r.seed, "failure": r.failure, "fingerprint": r.fingerprint} for r in self.runs],
@@ -248,7 +252,16 @@ def build(
                 seeds = accuracy.setdefault(asked, {})
                 seeds[reading] = (*seeds.get(reading, ()), both_ways)
     excluded = finished[0].steps[-1].excluded if finished else {}
-    return Report(dataset, tuple(runs), signatures, accuracy, excluded, tuple(notes), info)
+    return Report(
+        dataset,
+        tuple(runs),
+        signatures,
+        accuracy,
+        excluded,
+        tuple(notes),
+        info,
+        transfer=predictions(dataset, [run.steps for run in finished]),
+    )
 
 
 class _Gate:

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from rcprobe.facts import clusters
+from rcprobe.measured import per_fact
 from rcprobe.report.report import Report
-from rcprobe.report.values import finished, last, per_fact
+from rcprobe.report.values import finished, last
 from rcprobe.statistics import weighted_mean, wilson
 
 WRITTEN = "answers"  # the metric of what was written, whose columns are right or wrong

@@ -5,6 +5,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rcprobe.report import words
+from rcprobe.report.foretold import lines
 from rcprobe.report.report import Report
 from rcprobe.report.shares import assumption, of_pairs, shares
 
@@ -25,6 +26,8 @@ def print_report(report: Report, console: Console | None = None) -> None:
             console.print(f"{name}: {words.CHECK}", soft_wrap=True, markup=False)
         if signature.why:
             console.print(f"{name}: {signature.verdict}, {signature.why}", soft_wrap=True, markup=False)
+    for line in lines(report):
+        console.print(line, soft_wrap=True, markup=False)
     for pairing, reasons in report.excluded.items():
         for reason, count in reasons.items():
             console.print(f"excluded ({pairing}): {count} pairs, {reason}", soft_wrap=True, markup=False)
