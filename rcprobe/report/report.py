@@ -234,7 +234,7 @@ def build(
     signatures = judge_all(
         found, replicate=dataset.replicate, identities=identities, not_trained=gate.failed, skipped=skipped
     )
-    notes = list(dataset.notes)
+    notes = [*dataset.notes, *_several(dataset)]
     notes += [f"seed {run.seed} failed: {run.failure}" for run in runs if run.failure] + gate.notes
     judged = {f"{metric.name} ({pairing})" for metric, pairing, _ in found.values()}
     left_out = finished[0].steps[-1].skipped if finished else {}
@@ -262,6 +262,21 @@ def build(
         info,
         transfer=predictions(dataset, [run.steps for run in finished]),
     )
+
+
+def _several(dataset: Dataset) -> list[str]:
+    """What accuracy does where questions have several right answers."""
+    said = []
+    for way, count in (
+        ("forward", sum(bool(fact.b_answers) for fact in dataset.facts)),
+        ("reverse", sum(bool(fact.a_answers) for fact in dataset.facts)),
+    ):
+        if count:
+            said.append(
+                f"{count} of {len(dataset.facts)} facts have more than one right answer when asked {way}: accuracy and "
+                "log p speak of the fact's own alone, the metric answers takes any"
+            )
+    return said
 
 
 class _Gate:
