@@ -188,7 +188,9 @@ def report():
 
 def test_a_report_says_shows_and_keeps_it(report, tmp_path, capsys, monkeypatch):
     assert {(p.outcome, p.step) for p in report.transfer} == {(o, s) for o in (ANSWERED, LOG_P) for s in (0, 100, 200)}
-    assert lines(report)[0].startswith(f"Which facts end {ANSWERED}, by their signatures at step 200: {COSINE} r 0.")
+    assert lines(report)[0].startswith(
+        f"Which facts transfer ({ANSWERED} at the end), by their signatures at step 200: {COSINE} r 0."
+    )
     assert lines(report)[0].endswith("predicts (first at step 100).")
     print_report(report)
     assert lines(report)[0] in " ".join(capsys.readouterr().out.split())

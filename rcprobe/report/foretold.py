@@ -42,7 +42,9 @@ def lines(report: Report) -> list[str]:
         here = [one for one in report.transfer if one.outcome == outcome]
         last = max(one.step for one in here)
         parts = [_part(one, here) for one in here if one.step == last]
-        said.append(f"Which facts end {outcome}, by their signatures at step {last}: {'; '.join(parts)}.")
+        said.append(
+            f"Which facts transfer ({outcome} at the end), by their signatures at step {last}: {'; '.join(parts)}."
+        )
     return said
 
 
