@@ -746,7 +746,7 @@ def test_an_unknown_reading_or_no_pairs():
     m = loaded("radd rope")
     with pytest.raises(
         DataError,
-        match="'colours' is none of answers, gradients, knockout, log_probs, scores, span_scores, storage, training_grad",
+        match="'colours' is none of answers, gradients, knockout, log_probs, scores, span_scores, storage, train",
     ):
         observe(m, pairs_of(m), read={"scores", "colours"})
     with pytest.raises(DataError, match="no pairs"):
