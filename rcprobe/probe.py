@@ -5,6 +5,9 @@ from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 
+import numpy as np
+from torch import Tensor
+
 from rcprobe.decoding import Decoding
 from rcprobe.errors import DataError, UsageError
 from rcprobe.facts import Dataset, Fact, Pairing, QueryPair
@@ -37,7 +40,8 @@ class Probe:
     """Facts put to a model, once a ``step``; ``report`` judges what was seen.
 
     ``metrics`` are names or ``Metric`` objects; None takes every registered one that isn't only on request. Gradients
-    are read for one template pair a fact and distance (the middle one), everything else for all pairs. ``decoding``
+    are read, and attention is knocked out, for one template pair a fact and distance (the middle one); everything else
+    is for all pairs. ``decoding``
     says how answers are written. ``progress`` hears of forward passes, done and expected.
     """
 
@@ -64,9 +68,9 @@ class Probe:
         self._passes = Passes(m.model, 2 * len(self.asked), progress)
 
     def _asks(self, pairing: Pairing, pairs: list[QueryPair]) -> "list[Ask]":
-        """One pass for everything where gradients are read of every pair, one more for theirs where of fewer."""
+        """One pass for everything where costly metrics see every pair, one more for theirs where they see fewer."""
         mine = [metric for metric in self.metrics if pairing in metric.pairings]
-        deep = [metric for metric in mine if metric.differentiates]
+        deep = [metric for metric in mine if metric.costly]
         few = one_per_distance(pairs)
         if not deep or len(few) == len(pairs):
             return [Ask(pairing, pairs, PairTable.of(pairs), mine, True)]
@@ -99,6 +103,7 @@ class Probe:
         excluded: dict[str, Mapping[str, int]] = {}
         skipped: dict[str, str] = {}
         coverage: dict[str, Mapping[str, Mapping[str, int]]] = {}
+        judged: dict[str, Mapping[str, tuple[int, int]]] = {}
         for ask in self.asked:
             pairing = ask.pairing
             reads = frozenset({"log_probs"} if ask.whole else ()).union(*(m.reads for m in ask.metrics))
@@ -119,7 +124,9 @@ class Probe:
                 coverage[pairing] = seen.gradients.coverage()
             if ask.whole:
                 excluded[pairing] = Counter(seen.excluded.values())
-                accuracy[pairing] = _accuracy(seen)
+                right = _right(seen)
+                accuracy[pairing] = {name: _means(both) for name, both in right.items()}
+                judged[pairing] = {name: _facts(both, ask.table) for name, both in right.items()}
             elif broken := Counter(reason for reason in seen.excluded.values() if "gradient" in reason):
                 excluded[f"{pairing}, gradients"] = broken
             for metric in ask.metrics:
@@ -133,7 +140,7 @@ class Probe:
                         measured.append(Measured(metric.name, pairing, self.seed, step, columns, ask.table))
                 if reason is not None:
                     skipped[f"{metric.name} ({pairing})"] = reason
-        return Step(self.seed, step, loss, tuple(measured), accuracy, excluded, skipped, coverage)
+        return Step(self.seed, step, loss, tuple(measured), accuracy, excluded, skipped, coverage, judged)
 
     def sample(self, ask: Ask, size: int) -> "Probe":
         """A probe of one ask alone, and of so many of its pairs, evenly chosen from those that can be asked."""
@@ -186,10 +193,19 @@ def one_per_distance(pairs: Sequence[QueryPair]) -> list[QueryPair]:
     return [group[len(group) // 2] for group in by_distance.values()] or list(pairs)
 
 
-def _accuracy(seen: Observation) -> Mapping[str, tuple[float, float]]:
+def _right(seen: Observation) -> Mapping[str, Tensor]:
+    """Right (1) or wrong (0) in each reading, [B, 2]."""
     if seen.readings is None:
         return {}
     judged = {name: right for name, (_, right) in seen.readings.items()}
-    if seen.continued is not None:
-        judged[GREEDY] = seen.continued
-    return {name: (float(right[:, 0].nanmean()), float(right[:, 1].nanmean())) for name, right in judged.items()}
+    return judged if seen.continued is None else {**judged, GREEDY: seen.continued}
+
+
+def _means(right: Tensor) -> tuple[float, float]:
+    return float(right[:, 0].nanmean()), float(right[:, 1].nanmean())
+
+
+def _facts(right: Tensor, table: PairTable) -> tuple[int, int]:
+    """Of how many facts a pair was judged, each way."""
+    defined = ~right.isnan().cpu().numpy()
+    return len(np.unique(table.fact[defined[:, 0]])), len(np.unique(table.fact[defined[:, 1]]))

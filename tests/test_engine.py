@@ -747,7 +747,7 @@ def test_an_unknown_reading_or_no_pairs():
     m = loaded("radd rope")
     with pytest.raises(
         DataError,
-        match="'colours' is none of alternatives, answers, gradients, log_probs, scores, span_scores, storage, ",
+        match="'colours' is none of alternatives, answers, gradients, knockout, log_probs, scores, span_scores, ",
     ):
         observe(m, pairs_of(m), read={"scores", "colours"})
     with pytest.raises(DataError, match="no pairs"):

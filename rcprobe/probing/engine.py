@@ -19,6 +19,7 @@ from rcprobe.probing.captured import Captured
 from rcprobe.probing.cells import CellReading, cell_readings
 from rcprobe.probing.continuation import greedy_to_the_end
 from rcprobe.probing.gradients import GradientProducts, Reader, Scores, gradient_products
+from rcprobe.probing.knockout import Knockout, knock_out
 from rcprobe.probing.parameters import Which
 from rcprobe.probing.sizes import BatchSize, resolve, worked_through
 from rcprobe.probing.storage import Place, depends_on_place, storage
@@ -27,6 +28,7 @@ from rcprobe.queries import with_target
 
 READS = frozenset(
     {"scores", "span_scores", "log_probs", "alternatives", "answers", "gradients", "training_gradients", "storage"}
+    | {"knockout"}
 )
 ALTERNATIVES = 4  # other targets a causal model is asked for, each at the price of a prompt
 
@@ -55,6 +57,7 @@ class Observation:
         training_cosine: cos(g_train, g←), g_train the gradient of the training objective on the forward statement.
         storage, storage_mismatched, storage_spread: W̃[a, b], its mean over other facts' a, and its spread over places
             where those count.
+        knockout: falls of log p [B, 2, …] where attention cells to the evidence, and to its control, are cut.
         batch_size: how many prompts went through at once, at the least.
     """
 
@@ -75,6 +78,7 @@ class Observation:
     storage: Float[Tensor, "B N H"] | None = None
     storage_mismatched: Float[Tensor, "B N H"] | None = None
     storage_spread: Float[Tensor, "B N H"] | None = None
+    knockout: Knockout | None = None
     batch_size: int = 0
 
 
@@ -98,7 +102,8 @@ def observe(
     kinds); ``candidates`` names readings beside the full vocabulary. ``layers`` and ``heads`` (numbers from 0) keep
     only those of the scores and, of gradients, only those layers' parameters; where nothing but scores is read, the
     pass ends with the last layer asked for. ``continued`` lets a causal model also write from the evidence to the
-    statement's end (with ``log_probs``), ``decoding`` says how ``answers`` are written. ``batch_size`` is in prompts;
+    statement's end (with ``log_probs``), ``decoding`` says how ``answers`` are written; ``knockout`` always sweeps all
+    layers and heads. ``batch_size`` is in prompts;
     "auto" takes what memory holds, and either is halved where memory runs out. Pairs that can't be asked keep their
     row, as NaN, and their reason.
     Raises ``DataError`` for no pairs or an unknown reading, ``UsageError`` for a layer or head the model lacks.
@@ -149,6 +154,8 @@ def observe(
         seen = _training_cosine(m, seen, parameters, batch_size)
     if "storage" in read:
         seen = _storage_readings(m, seen)
+    if "knockout" in read:
+        seen = _knocked_out(m, seen, batch_size)
     return seen
 
 
@@ -165,6 +172,22 @@ def _training_cosine(m: LoadedModel, seen: Observation, parameters: Which, batch
     cosine = torch.full((len(seen.pairs),), torch.nan, dtype=torch.float64)
     cosine[sound] = training_cosine(m, [seen.pairs[i] for i in sound], parameters=parameters, batch_size=batch_size)
     return replace(seen, training_cosine=cosine)
+
+
+def _knocked_out(m: LoadedModel, seen: Observation, batch_size: BatchSize) -> Observation:
+    sound = [i for i in range(len(seen.pairs)) if i not in seen.excluded]
+    both = [(seen.pairs[i].forward, seen.pairs[i].reverse) for i in sound]
+    queries = list(dict.fromkeys(query for pair in both for query in pair))
+    found = knock_out(m, queries, batch_size)
+    number = {query: k for k, query in enumerate(queries)}
+    rows = torch.tensor([[number[query] for query in pair] for pair in both], dtype=torch.long).reshape(-1, 2)
+
+    def spread(values: Tensor) -> Tensor:
+        out = torch.full((len(seen.pairs), 2, *values.shape[1:]), torch.nan, dtype=torch.float64)
+        out[sound] = values[rows]
+        return out
+
+    return replace(seen, knockout=Knockout(spread(found.everywhere), spread(found.layers), spread(found.heads)))
 
 
 class _Answers:
