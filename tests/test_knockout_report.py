@@ -84,7 +84,7 @@ def test_every_output_says_that_it_is_no_signature(report, capsys):
     assert "Beside the signatures, a causal check: Knockout: absent." in answer
     text = page(report)
     assert "(A causal check, not a signature.)" in text
-    assert text.count("after Holm") == sum(s.verdict in ("present",) for s in report.signatures.values())
+    assert text.count("p is below .05 after Holm") == sum(s.verdict in ("present",) for s in report.signatures.values())
 
 
 def test_the_figure_has_all_at_once_each_layer_and_each_head(report):
