@@ -1,7 +1,7 @@
 """The contract a model family fills in: declarative data first, methods only where data can't say it."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -118,18 +118,19 @@ class Adapter:
 
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
-    def lora_modules(self, model: nn.Module) -> tuple[str, ...]:
-        """Dotted names of the linear modules that ``lora_targets`` names: ``target_modules`` of peft, to the letter.
+    def lora_modules(self, model: nn.Module, targets: Sequence[str] = ()) -> tuple[str, ...]:
+        """Dotted names of the linear modules that ``targets``, or ``lora_targets``, name: peft's, to the letter.
 
         Raises ``AdapterError`` for a target that names none: peft would leave it out without a word.
         """
         from transformers.pytorch_utils import Conv1D
 
+        targets = tuple(targets) or self.lora_targets
         names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
-        for target in self.lora_targets:
+        for target in targets:
             if not any(re.search(target, name) for name in names):
                 raise AdapterError(f"{self.name}: lora_targets: {target!r} names no linear module of this model")
-        return tuple(name for name in names if any(re.search(target, name) for target in self.lora_targets))
+        return tuple(name for name in names if any(re.search(target, name) for target in targets))
 
     def mask_id(self, model: nn.Module, tokenizer: Any) -> int | None:
         """The id of the mask token, or None for a causal model. Raises ``AdapterError`` where it isn't known."""

@@ -69,6 +69,23 @@ TRAIN_KEYS = {  # those of TrainConfig, whose import costs seconds
     "seed": "a whole number",
     "objective": "a text",
     "maskable": "a text",
+    "method": "a text",
+    "rank": "a whole number",
+    "alpha": "a whole number",
+    "targets": "a list of texts",
+    "precision": "a text",
+    "accumulate": "a whole number",
+    "checkpointing": "true or false",
+    "lr_grid": "a list of numbers",
+}
+FINE_TUNING = {  # what --train starts from: facts in text, on weights that know a language
+    "steps": 400,
+    "lr": 3e-4,
+    "betas": [0.9, 0.99],
+    "warmup": 20,
+    "batch_size": 16,
+    "ema": 0.0,
+    "probe_every": 100,
 }
 DECODING_KEYS = {
     "decoder": "a text",

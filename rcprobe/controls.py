@@ -85,7 +85,8 @@ def _blocks(pairs: Sequence[QueryPair], seed: int) -> tuple[tuple[int, ...], ...
 def other_targets(pairs: Sequence[QueryPair]) -> list[tuple[tuple[int, ...], ...]]:
     """For each pair, the targets of other trained facts that its reverse query could have asked for.
 
-    They have the same number of tokens and are neither its own target nor another right answer.
+    They have the same number of tokens and are neither its own target nor another right answer; those of the facts
+    that follow come first, so that the first few differ from fact to fact.
     """
     pools: dict[int, dict[tuple[int, ...], None]] = defaultdict(dict)
     for pair in pairs:
@@ -94,8 +95,9 @@ def other_targets(pairs: Sequence[QueryPair]) -> list[tuple[tuple[int, ...], ...
     found: list[tuple[tuple[int, ...], ...]] = []
     for pair in pairs:
         right = {pair.reverse.target_ids, *pair.reverse.other_answers}
-        pool = pools[len(pair.reverse.target_ids)] if pair.unsupported is None else ()
-        found.append(tuple(target for target in pool if target not in right))
+        pool = list(pools[len(pair.reverse.target_ids)]) if pair.unsupported is None else []
+        own = pool.index(pair.reverse.target_ids) if pair.reverse.target_ids in pool else 0
+        found.append(tuple(target for target in pool[own:] + pool[:own] if target not in right))
     return found
 
 

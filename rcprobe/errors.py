@@ -16,14 +16,19 @@ class UsageError(RcprobeError):
     exit_code = 2
 
 
+FEW = 12  # names that a message can list beside its guess
+
+
 class UnknownNameError(UsageError):
     """A name that no plugin registered."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         names = sorted(known)
         close = get_close_matches(name, names, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names) or 'none'}"
-        super().__init__(f"no {kind} is called {name!r}; {hint}")
+        hint = [f"did you mean {close[0]!r}?"] if close else []
+        if not close or len(names) <= FEW:
+            hint.append(f"known: {', '.join(names) or 'none'}")
+        super().__init__(f"no {kind} is called {name!r}; {' '.join(hint)}")
 
 
 class MissingExtraError(UsageError):

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +11,9 @@ from torch import nn
 
 from rcprobe.adapter import Adapter
 from rcprobe.checkpoint import architecture, raw_config
+from rcprobe.errors import UsageError
 from rcprobe.loading import adapter_for, candidates
+from rcprobe.plugins import registry
 from rcprobe.probing.capture import attention_paths
 
 
@@ -62,6 +65,11 @@ class Inspection:
 
 def inspect(source: str, revision: str | None = None) -> Inspection:
     """Inspect a checkpoint in a folder or on the hub. Raises ``UsageError``, ``AdapterError`` as ``load`` would."""
+    if source in registry().names("models") and not Path(source).exists():
+        raise UsageError(
+            f"{source} is a registered family, not a checkpoint: rcprobe plugins show {source} says what it is; "
+            "inspect takes a folder, a GGUF file or a hub id"
+        )
     raw = raw_config(source, revision)
     claimed = adapter_for(raw, source)
     family = claimed.resolve(raw)

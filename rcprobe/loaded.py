@@ -83,6 +83,11 @@ class LoadedModel:
             warnings.filterwarnings("ignore", message=".*which nnsight already serves.*")
             return NNsight(self.model)
 
+    def replace_model(self, model: nn.Module) -> None:
+        """Put another module in the model's place: itself under adapters, or without them."""
+        self.model = model
+        self.__dict__.pop("wrapped", None)
+
     def fingerprint(self) -> str:
         """SHA-256 over every parameter's name, shape, dtype and bytes."""
         digest = hashlib.sha256()

@@ -1,5 +1,6 @@
 """``load``: from a name, a path, a hub id or a module to a verified model."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -158,10 +159,12 @@ def candidates(raw: Mapping[str, Any]) -> dict[str, type[Adapter]]:
 
 
 def _device(name: str) -> torch.device:
+    if name == "cuda" and "LOCAL_RANK" in os.environ:  # each process started by torchrun has its own card
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UsageError(f"device {name!r}: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"device {name!r} is none that torch knows; use cpu, cuda, cuda:1 or mps") from error
     try:
         torch.zeros(1, device=device).item()
     except Exception as error:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from rcprobe.facts import Pairing, QueryPair
 
 Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ class Measured:
 class Step:
     """One probed step of one seed.
 
-    ``accuracy`` maps pairing → reading → (forward, reverse) shares of right answers; ``excluded`` maps a reason →
+    ``accuracy`` maps pairing → reading → (forward, reverse) shares of right answers, ``judged`` to how many facts they
+    are over; ``excluded`` maps a reason →
     how many pairs it took out, by pairing. ``coverage`` maps pairing → of which parameters gradients were ``read``
     (rule → how many), which were ``left out`` (reason → how many), and in how many pairs a part's cosine is
     ``undefined``.
@@ -80,3 +82,13 @@ class Step:
     excluded: Mapping[str, Mapping[str, int]]
     skipped: Mapping[str, str]
     coverage: Mapping[str, Mapping[str, Mapping[str, int]]] = field(default_factory=dict)
+    judged: Mapping[str, Mapping[str, tuple[int, int]]] = field(default_factory=dict)
+
+
+def per_fact(values: Floats, fact: Ints, facts: int) -> Floats:
+    """The mean of each fact's defined values, float64 [facts]; [B, N, H] columns are averaged over layers and heads."""
+    flat = values.reshape(len(values), -1)
+    defined = ~np.isnan(flat)
+    count = np.bincount(fact, weights=defined.sum(axis=1), minlength=facts)
+    total = np.bincount(fact, weights=np.where(defined, flat, 0.0).sum(axis=1), minlength=facts)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)

@@ -42,7 +42,8 @@ class Condition:
 class Metric:
     """A named function of an observation; with conditions it is a signature and gets a verdict.
 
-    One ``on_request`` is measured only where it is named.
+    One ``on_request`` is measured only where it is named. A ``check`` is judged as a signature is, but it isn't one
+    of them: its p is its own, and takes no part in their correction.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Metric:
     conditions: tuple[Condition, ...] = ()
     title: str = ""
     on_request: bool = False
+    check: bool = False
 
     def __post_init__(self) -> None:
         if self.conditions and not any(condition.judged for condition in self.conditions):
@@ -61,6 +63,16 @@ class Metric:
     def differentiates(self) -> bool:
         """Whether it needs backward passes."""
         return bool(self.reads & {"gradients", "training_gradients"})
+
+    @property
+    def costly(self) -> bool:
+        """Whether it is measured for one template pair a fact and distance alone."""
+        return self.differentiates or self.knocks_out
+
+    @property
+    def knocks_out(self) -> bool:
+        """Whether it needs many forward passes a query."""
+        return "knockout" in self.reads
 
     def measure(self, seen: "Observation") -> Columns:
         """The metric's columns: [B] or [B, N, H] in float64, one value a pair, NaN where it is undefined.
@@ -95,18 +107,20 @@ def metric(
     conditions: tuple[Condition, ...] = (),
     title: str = "",
     on_request: bool = False,
+    check: bool = False,
 ) -> Callable[[Callable[["Observation"], "Values | Tensor"]], Metric]:
     """Make a metric of a function that takes an ``Observation`` and returns one value a pair, or named columns.
 
-    ``reads`` says what the engine must measure (``scores``, ``span_scores``, ``log_probs``, ``answers``,
-    ``gradients``, ``training_gradients``, ``storage``); ``pairing`` what is asked, the first being the one that is
-    judged. A costly metric may be measured ``on_request`` alone. Statistics, controls and verdicts are the core's.
+    ``reads`` says what the engine must measure (``scores``, ``span_scores``, ``log_probs``, ``alternatives``,
+    ``answers``, ``gradients``, ``training_gradients``, ``storage``, ``knockout``); ``pairing`` what is asked, the
+    first being the one that is judged. A costly metric may be measured ``on_request`` alone; a causal ``check`` is
+    judged apart from the signatures. Statistics, controls and verdicts are the core's.
     """
 
     def decorate(function: Callable[["Observation"], "Values | Tensor"]) -> Metric:
         pairings: tuple[Pairing, ...] = (pairing,) if isinstance(pairing, str) else pairing
         name = function.__name__
-        return Metric(name, frozenset(reads), pairings, function, conditions, title or name, on_request)
+        return Metric(name, frozenset(reads), pairings, function, conditions, title or name, on_request, check)
 
     return decorate
 

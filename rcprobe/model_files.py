@@ -11,6 +11,9 @@ from torch import Tensor
 from rcprobe.errors import RunError
 from rcprobe.files import TEMPORARY, make_folder, unwritable, write_bytes, write_json
 from rcprobe.loaded import LoadedModel
+from rcprobe.low_rank import FILE as ADAPTERS
+from rcprobe.low_rank import SETTINGS as ADAPTER_SETTINGS
+from rcprobe.low_rank import has_low_rank, low_rank_files, put_low_rank
 from rcprobe.step_files import write_safetensors
 
 WEIGHTS = "model.safetensors"
@@ -19,11 +22,18 @@ WEIGHTS = "model.safetensors"
 def save_model(m: LoadedModel, folder: Path) -> None:
     """Write the weights in safetensors, each file whole; of a transformers model its configuration and tokenizer too.
 
-    Raises ``RunError``.
+    Of a model under low-rank adapters these alone, as ``load(…, peft=folder)`` takes them. Raises ``RunError``.
     """
     from safetensors.torch import save_file
 
     make_folder(folder)
+    adapters = low_rank_files(m.model)
+    if adapters is not None:
+        settings, weights = adapters
+        small = {name: tensor.contiguous() for name, tensor in weights.items()}
+        write_safetensors(folder / ADAPTERS, lambda path: save_file(small, path, metadata={"format": "pt"}))
+        write_json(folder / ADAPTER_SETTINGS, settings)
+        return
     tensors = _once(m.model.state_dict())
     write_safetensors(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
     to_dict = getattr(m.config, "to_diff_dict", None)
@@ -38,13 +48,18 @@ def load_model(m: LoadedModel, folder: Path, fingerprint: str) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    adapters = has_low_rank(m.model)
+    path = folder / (ADAPTERS if adapters else WEIGHTS)
     try:
-        found = load_file(folder / WEIGHTS)
+        found = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise RunError(f"{folder / WEIGHTS}: can't be read ({error})") from error
-    m.model.load_state_dict(found, strict=False)  # of tied weights the file holds one; the fingerprint tells the rest
+        raise RunError(f"{path}: can't be read ({error})") from error
+    if adapters:
+        put_low_rank(m.model, found)
+    else:
+        m.model.load_state_dict(found, strict=False)  # of tied weights the file holds one; the fingerprint tells all
     if m.fingerprint() != fingerprint:
-        raise RunError(f"{folder / WEIGHTS}: isn't what was probed; its fingerprint differs")
+        raise RunError(f"{path}: isn't what was probed; its fingerprint differs")
 
 
 def _once(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

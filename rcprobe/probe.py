@@ -5,8 +5,11 @@ from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 
+import numpy as np
+from torch import Tensor
+
 from rcprobe.decoding import Decoding
-from rcprobe.errors import UsageError
+from rcprobe.errors import DataError, UsageError
 from rcprobe.facts import Dataset, Fact, Pairing, QueryPair
 from rcprobe.loaded import LoadedModel
 from rcprobe.measured import Measured, PairTable, Step
@@ -19,6 +22,7 @@ from rcprobe.progress import Passes, Progress
 from rcprobe.queries import encode
 from rcprobe.report import Report, SeedRun
 from rcprobe.summary import summarise
+from rcprobe.training.processes import processes
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,8 @@ class Probe:
     """Facts put to a model, once a ``step``; ``report`` judges what was seen.
 
     ``metrics`` are names or ``Metric`` objects; None takes every registered one that isn't only on request. Gradients
-    are read for one template pair a fact and distance (the middle one), everything else for all pairs. ``decoding``
+    are read, and attention is knocked out, for one template pair a fact and distance (the middle one); everything else
+    is for all pairs. ``decoding``
     says how answers are written. ``progress`` hears of forward passes, done and expected.
     """
 
@@ -58,13 +63,14 @@ class Probe:
         self.batch_used = 0
         pairings = dict.fromkeys(pairing for metric in self.metrics for pairing in metric.pairings)
         self.pairs: dict[Pairing, list[QueryPair]] = {p: encode(m, self.dataset.facts, p) for p in pairings}
+        _some_can_be_asked(m, self.pairs)
         self.asked = [ask for pairing, pairs in self.pairs.items() for ask in self._asks(pairing, pairs)]
         self._passes = Passes(m.model, 2 * len(self.asked), progress)
 
     def _asks(self, pairing: Pairing, pairs: list[QueryPair]) -> "list[Ask]":
-        """One pass for everything where gradients are read of every pair, one more for theirs where of fewer."""
+        """One pass for everything where costly metrics see every pair, one more for theirs where they see fewer."""
         mine = [metric for metric in self.metrics if pairing in metric.pairings]
-        deep = [metric for metric in mine if metric.differentiates]
+        deep = [metric for metric in mine if metric.costly]
         few = one_per_distance(pairs)
         if not deep or len(few) == len(pairs):
             return [Ask(pairing, pairs, PairTable.of(pairs), mine, True)]
@@ -79,7 +85,8 @@ class Probe:
         with self._passes.counted():
             found = self.measure(step, loss)
         self.steps.append(found)
-        registry().notify("step_finished", step=found)
+        if processes().first:
+            registry().notify("step_finished", step=found)
         return found
 
     def report(self) -> Report:
@@ -96,6 +103,7 @@ class Probe:
         excluded: dict[str, Mapping[str, int]] = {}
         skipped: dict[str, str] = {}
         coverage: dict[str, Mapping[str, Mapping[str, int]]] = {}
+        judged: dict[str, Mapping[str, tuple[int, int]]] = {}
         for ask in self.asked:
             pairing = ask.pairing
             reads = frozenset({"log_probs"} if ask.whole else ()).union(*(m.reads for m in ask.metrics))
@@ -116,7 +124,9 @@ class Probe:
                 coverage[pairing] = seen.gradients.coverage()
             if ask.whole:
                 excluded[pairing] = Counter(seen.excluded.values())
-                accuracy[pairing] = _accuracy(seen)
+                right = _right(seen)
+                accuracy[pairing] = {name: _means(both) for name, both in right.items()}
+                judged[pairing] = {name: _facts(both, ask.table) for name, both in right.items()}
             elif broken := Counter(reason for reason in seen.excluded.values() if "gradient" in reason):
                 excluded[f"{pairing}, gradients"] = broken
             for metric in ask.metrics:
@@ -130,7 +140,7 @@ class Probe:
                         measured.append(Measured(metric.name, pairing, self.seed, step, columns, ask.table))
                 if reason is not None:
                     skipped[f"{metric.name} ({pairing})"] = reason
-        return Step(self.seed, step, loss, tuple(measured), accuracy, excluded, skipped, coverage)
+        return Step(self.seed, step, loss, tuple(measured), accuracy, excluded, skipped, coverage, judged)
 
     def sample(self, ask: Ask, size: int) -> "Probe":
         """A probe of one ask alone, and of so many of its pairs, evenly chosen from those that can be asked."""
@@ -162,6 +172,18 @@ class Probe:
         return None
 
 
+def _some_can_be_asked(m: LoadedModel, pairs: Mapping[Pairing, Sequence[QueryPair]]) -> None:
+    """Raise ``DataError`` where the model can't be asked about a single fact, with the reasons."""
+    every = [pair for some in pairs.values() for pair in some]
+    reasons = Counter(pair.unsupported for pair in every)
+    if every and None not in reasons:
+        said = "; ".join(f"{count} pairs: {reason}" for reason, count in reasons.most_common(3))
+        raise DataError(
+            f"{m.source} can't be asked about any of these facts ({said}); take a model whose tokenizer reads these "
+            "texts, or other texts"
+        )
+
+
 def one_per_distance(pairs: Sequence[QueryPair]) -> list[QueryPair]:
     """For each fact and (δ→, δ←), the middle one of its template pairs; pairs that can't be asked stay out."""
     by_distance: dict[tuple[int, ...], list[QueryPair]] = defaultdict(list)
@@ -171,10 +193,19 @@ def one_per_distance(pairs: Sequence[QueryPair]) -> list[QueryPair]:
     return [group[len(group) // 2] for group in by_distance.values()] or list(pairs)
 
 
-def _accuracy(seen: Observation) -> Mapping[str, tuple[float, float]]:
+def _right(seen: Observation) -> Mapping[str, Tensor]:
+    """Right (1) or wrong (0) in each reading, [B, 2]."""
     if seen.readings is None:
         return {}
     judged = {name: right for name, (_, right) in seen.readings.items()}
-    if seen.continued is not None:
-        judged[GREEDY] = seen.continued
-    return {name: (float(right[:, 0].nanmean()), float(right[:, 1].nanmean())) for name, right in judged.items()}
+    return judged if seen.continued is None else {**judged, GREEDY: seen.continued}
+
+
+def _means(right: Tensor) -> tuple[float, float]:
+    return float(right[:, 0].nanmean()), float(right[:, 1].nanmean())
+
+
+def _facts(right: Tensor, table: PairTable) -> tuple[int, int]:
+    """Of how many facts a pair was judged, each way."""
+    defined = ~right.isnan().cpu().numpy()
+    return len(np.unique(table.fact[defined[:, 0]])), len(np.unique(table.fact[defined[:, 1]]))

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
+from unicodedata import combining
 
 from rcprobe.errors import DataError
 from rcprobe.facts import Direction, Fact, Pairing, Query, QueryPair, Span, clusters
@@ -105,7 +106,8 @@ def _locate(text: str, offsets: Sequence[Any], span: Span, what: str) -> tuple[t
         if outside.strip():
             return (), f"the token {text[s:e]!r} crosses the border of the {what} {text[start:end]!r}"
         covered.update(range(s, e))
-    missing = [c for c in range(start, end) if c not in covered and not text[c].isspace()]
+    # a normaliser that composes é of two characters gives it the place of the first
+    missing = [c for c in range(start, end) if not (c in covered or text[c].isspace() or combining(text[c]))]
     if not positions or missing:
         return (), f"the {what} {text[start:end]!r} can't be located in the tokens"
     return positions, None

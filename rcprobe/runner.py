@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +26,9 @@ from rcprobe.store import RunFolder, open_run
 from rcprobe.summary import summarise
 from rcprobe.training import Checkpoint, TrainConfig
 from rcprobe.training import train as train_model
+from rcprobe.training.choice import best_rate, said, try_rates
+from rcprobe.training.method import adapted
+from rcprobe.training.processes import Processes, processes
 
 Progress = Callable[[int, int], None]
 Training = Callable[..., Iterator[Checkpoint]]
@@ -65,7 +68,8 @@ def run(
     chosen = resolve_metrics(metrics)
     if seeds < 1:
         raise UsageError(f"seeds is {seeds}; use 1 or more")
-    with open_run(out, resume=resume, fresh=fresh) if out is not None else nullcontext() as kept:
+    team = processes()
+    with _opened(out, team, resume, fresh) as kept:
         m = model if isinstance(model, LoadedModel) else load(model)
         if seeds > 1 and train is None and m.factory is None:
             raise UsageError(
@@ -78,17 +82,52 @@ def run(
             kept.begin(
                 make_manifest(m, data, chosen, numbers, train, batch_size, decoding=decoding, config=config), data
             )
-        with Display(progress) as display:
+        team.wait()
+        with Display(progress and team.first) as display:
+            if train is not None and train.lr_grid:
+                train, note = _with_chosen_rate(m, data, train, display, kept)
+                data = replace(data, notes=(*data.notes, note))
             runs = _run_seeds(m, data, chosen, numbers, train, batch_size, decoding, display, kept)
             if kept is not None and kept.finished():
                 return load_report(kept)
             report = summarise(m, data, chosen, runs, train=train, decoding=decoding)
             if kept is not None:
-                save_report(report, kept.path, display.bar("writing values.csv"))
+                if kept.writes:
+                    save_report(report, kept.path, display.bar("writing values.csv"))
                 kept.finish()
                 report = replace(report, folder=kept.path)
-    registry().notify("run_finished", report=report)
+    if team.first:
+        registry().notify("run_finished", report=report)
     return report
+
+
+@contextmanager
+def _opened(
+    out: str | Path | None, team: Processes, resume: Literal["auto", "never"], fresh: bool
+) -> Iterator[RunFolder | None]:
+    """The folder to keep a run in; of several processes the first holds and writes it, the others read there."""
+    if out is None:
+        yield None
+    elif team.first:
+        with open_run(out, resume=resume, fresh=fresh) as kept:
+            team.told(str(kept.path))
+            yield kept
+            team.wait()
+    else:
+        yield RunFolder(Path(team.told("")), writes=False)
+        team.wait()
+
+
+def _with_chosen_rate(
+    m: LoadedModel, data: Dataset, train: TrainConfig, display: Display, kept: RunFolder | None
+) -> tuple[TrainConfig, str]:
+    """The training at the best rate of its grid, and what to say of that; a kept run chooses once."""
+    tried = kept.tried_rates() if kept is not None else None
+    if tried is None:
+        tried = try_rates(m, data, train, display.bar("learning rates"))
+        if kept is not None:
+            kept.keep_tried_rates(tried)
+    return replace(train, lr=best_rate(tried)), said(tried)
 
 
 def _run_seeds(
@@ -104,7 +143,8 @@ def _run_seeds(
 ) -> list[SeedRun]:
     """Each seed from its own start; a model that came with weights has them back at the end if there are several."""
     several = len(seeds) > 1
-    weights = {k: v.clone() for k, v in m.model.state_dict().items()} if several and m.factory is None else None
+    overwritten = several and m.factory is None and train is not None and train.method == "full"
+    weights = {k: v.clone() for k, v in m.model.state_dict().items()} if overwritten else None
     runs = []
     for seed in seeds:
         folder = kept.seed(seed) if kept is not None else None
@@ -115,9 +155,11 @@ def _run_seeds(
             m.model.load_state_dict(weights)
         one = m.replica(seed) if several and m.factory is not None else m
         bar, probing = display.bar(f"seed {seed}, training"), display.bar(f"seed {seed}, probing")
-        runs.append(
-            run_seed(one, data, metrics, train, seed, batch_size, bar, probing=probing, kept=folder, decoding=decoding)
-        )
+        with adapted(one, train, seed, keep=not several) if train is not None else nullcontext():
+            found = run_seed(
+                one, data, metrics, train, seed, batch_size, bar, probing=probing, kept=folder, decoding=decoding
+            )
+        runs.append(found)
     if weights is not None:
         m.model.load_state_dict(weights)
     return runs
@@ -164,7 +206,7 @@ def run_seed(
         failure = str(error)
     fingerprint = m.fingerprint()
     if kept is not None:
-        if train is not None and failure is None:
+        if train is not None and failure is None and kept.writes:
             save_model(m, kept.model)
         kept.finish(failure, fingerprint, [step.step for step in probe.steps], probe.batch_used)
     return SeedRun(seed, tuple(probe.steps), failure, fingerprint, probe.batch_used)
@@ -184,6 +226,7 @@ def _train(
         reached, state = kept.load_state() or (0, None)
         probe.steps += [kept.step(number) for number in train.probed() if number < reached]
         options = {"state": state, "keep": kept.save_state}
+        processes().wait()  # all stand where the first does, before it goes on and keeps more
     for stop in training(m, probe.dataset.facts, train, probe.seed, progress, **options):
         if stop.step == train.steps:
             verify_shift(m, _queries(probe, "forward"))

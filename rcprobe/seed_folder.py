@@ -31,9 +31,10 @@ class SeedResult:
 
 @dataclass(frozen=True)
 class SeedFolder:
-    """The part of a run's folder that belongs to one seed."""
+    """The part of a run's folder that belongs to one seed; without ``writes`` what is to be kept is left to another."""
 
     path: Path
+    writes: bool = True
 
     @property
     def model(self) -> Path:
@@ -50,10 +51,13 @@ class SeedFolder:
 
     def save_step(self, step: Step) -> None:
         """Keep a step; it counts once this returns. Raises ``RunError``."""
-        save_step(inside(self.path, f"step-{step.step:07d}"), step)
+        if self.writes:
+            save_step(inside(self.path, f"step-{step.step:07d}"), step)
 
     def save_state(self, step: int, tensors: Mapping[str, "Tensor"]) -> None:
         """Keep where training stands, in place of where it stood. Raises ``RunError``."""
+        if not self.writes:
+            return
         from safetensors.torch import save_file
 
         folder = inside(self.path, f"state-{step:07d}")
@@ -82,6 +86,8 @@ class SeedFolder:
     def batch_size(self, settle: Callable[[], int]) -> int:
         """How many prompts go through at once: settled when the seed begins, since memory differs when it goes on."""
         path = self.path / BATCH
+        if not path.exists() and not self.writes:
+            return settle()
         if not path.exists():
             make_folder(self.path)
             write_json(path, {"batch_size": settle()})
@@ -92,6 +98,8 @@ class SeedFolder:
 
     def finish(self, failure: str | None, fingerprint: str, steps: list[int], batch_size: int) -> None:
         """Mark the seed finished, or failed for good, with the steps that belong to it. Raises ``RunError``."""
+        if not self.writes:
+            return
         model = [str(p.relative_to(self.path)) for p in sorted(self.model.glob("*")) if p.is_file()]
         make_folder(self.path)
         mark_done(self.path, model, failure=failure, fingerprint=fingerprint, steps=steps, batch_size=batch_size)

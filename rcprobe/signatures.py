@@ -56,7 +56,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class Signature:
-    """One measured ingredient, its findings, and what they amount to; ``why`` explains a verdict that needs it."""
+    """One measured ingredient, its findings, and what they amount to; ``why`` explains a verdict that needs it.
+
+    A causal ``check`` is judged by itself and is none of the signatures that the theory names.
+    """
 
     name: str
     metric: str
@@ -65,6 +68,7 @@ class Signature:
     verdict: Verdict
     findings: tuple[Finding, ...]
     why: str = ""
+    check: bool = False
 
 
 def find(metric: Metric, last: Sequence[Measured], first: Sequence[Measured], replicate: str) -> tuple[Finding, ...]:
@@ -91,8 +95,12 @@ def judge_all(
     not_trained: str,
     skipped: Mapping[str, str],
 ) -> dict[str, Signature]:
-    """Verdicts, Holm-adjusted over the signatures of the table; ``not_trained`` says why, or is empty."""
-    adjusted = holm({name: _worst_p(findings) for name, (_, _, findings) in found.items()})
+    """Verdicts, Holm-adjusted over the signatures of the table; ``not_trained`` says why, or is empty.
+
+    A causal check keeps its own p, and doesn't count among the signatures.
+    """
+    adjusted = {name: _worst_p(findings) for name, (_, _, findings) in found.items()}
+    adjusted |= holm({name: p for name, p in adjusted.items() if not found[name][0].check})
     signatures = {}
     for name, (metric, pairing, findings) in found.items():
         verdict: Verdict
@@ -104,7 +112,7 @@ def judge_all(
             verdict, why = "not trained", not_trained
         else:
             verdict, why = _verdict(findings, adjusted[name], replicate)
-        signatures[name] = Signature(name, metric.name, metric.title, pairing, verdict, findings, why)
+        signatures[name] = Signature(name, metric.name, metric.title, pairing, verdict, findings, why, metric.check)
     return signatures
 
 

@@ -274,10 +274,10 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return adjusted
 
 
-def wilson(successes: int, n: int) -> tuple[float, float]:
+def wilson(successes: float, n: int) -> tuple[float, float]:
     """Wilson's 95 % score interval of a proportion of independent trials; (NaN, NaN) if ``n`` is 0.
 
-    Raises ``ValueError`` unless 0 ≤ ``successes`` ≤ ``n``.
+    A trial may succeed in part, and count for that. Raises ``ValueError`` unless 0 ≤ ``successes`` ≤ ``n``.
     """
     if not 0 <= successes <= n:
         raise ValueError(f"successes must lie in 0 … n; got {successes} of {n}")

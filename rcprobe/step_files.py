@@ -47,6 +47,7 @@ def save_step(folder: Path, step: Step) -> None:
         "excluded": step.excluded,
         "skipped": step.skipped,
         "coverage": step.coverage,
+        "judged": step.judged,
         "measured": measured,
     }
     write_json(folder / STEP, described)
@@ -74,6 +75,7 @@ def load_step(folder: Path) -> Step:
             described["excluded"],
             described["skipped"],
             described["coverage"],
+            {pairing: _counts(readings) for pairing, readings in described.get("judged", {}).items()},
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError(f"{folder / STEP}: isn't what rcprobe writes ({type(error).__name__}: {error})") from error
@@ -155,6 +157,10 @@ def _read_rows(path: Path) -> tuple[PairTable, dict[str, NDArray[np.float64]]]:
 
 def _both_ways(readings: Mapping[str, list[float | None]]) -> dict[str, tuple[float, float]]:
     return {name: (number(forward), number(reverse)) for name, (forward, reverse) in readings.items()}
+
+
+def _counts(readings: Mapping[str, list[int]]) -> dict[str, tuple[int, int]]:
+    return {name: (forward, reverse) for name, (forward, reverse) in readings.items()}
 
 
 def number(value: float | None) -> float:

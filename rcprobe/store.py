@@ -2,6 +2,7 @@
 
 manifest.json            what was asked, of which weights, with which versions; written once
 dataset.json             the facts
+learning_rates.json      what choosing one of a grid found
 seed-0/step-0000300/     a probed step (``step_files``)
 seed-0/state-0000410/    where training stood, until the seed is finished
 seed-0/model/            the trained weights
@@ -37,14 +38,19 @@ from rcprobe.step_files import DONE, check_done, mark_done
 
 SCHEMA = 1
 MANIFEST, DATASET, REPORT, LOCK = "manifest.json", "dataset.json", "report.json", "lock"
+RATES = "learning_rates.json"
 State = Literal["finished", "running", "unfinished"]
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run's folder. Reading it needs no lock: a file that is there is whole."""
+    """A run's folder. Reading it needs no lock: a file that is there is whole.
+
+    Of several processes that train together one ``writes``; what the others are told to keep, they leave to it.
+    """
 
     path: Path
+    writes: bool = True
 
     def manifest(self) -> dict[str, Any]:
         """What the run is. Raises ``RunError`` if it isn't there, damaged, or of a newer rcprobe."""
@@ -65,7 +71,7 @@ class RunFolder:
 
     def seed(self, seed: int) -> SeedFolder:
         """The part of one seed."""
-        return SeedFolder(inside(self.path, f"seed-{seed}"))
+        return SeedFolder(inside(self.path, f"seed-{seed}"), self.writes)
 
     def seeds(self) -> list[int]:
         """The seeds that the run has, finished or not. Raises ``RunError``."""
@@ -81,9 +87,25 @@ class RunFolder:
         except (KeyError, TypeError, AttributeError, UsageError) as error:
             raise RunError(f"{self.path / DATASET}: isn't what rcprobe writes ({error})") from error
 
+    def tried_rates(self) -> dict[float, float | None] | None:
+        """Learning rates that were tried, and how each answered forward queries; None before. Raises ``RunError``."""
+        path = self.path / RATES
+        if not path.exists():
+            return None
+        try:
+            return {float(lr): None if value is None else float(value) for lr, value in read_json(path).items()}
+        except (TypeError, ValueError) as error:
+            raise RunError(f"{path}: isn't what rcprobe writes ({error})") from error
+
+    def keep_tried_rates(self, tried: Mapping[float, float | None]) -> None:
+        """Keep what choosing a learning rate found. Raises ``RunError``."""
+        if self.writes:
+            write_json(self.path / RATES, {repr(lr): value for lr, value in tried.items()})
+
     def finish(self) -> None:
         """Mark the report complete. Raises ``RunError``."""
-        mark_done(self.path, [MANIFEST, DATASET, REPORT])
+        if self.writes:
+            mark_done(self.path, [MANIFEST, DATASET, REPORT])
 
     def finished(self) -> bool:
         """Whether the report is complete."""
@@ -114,6 +136,8 @@ class RunFolder:
 
     def begin(self, manifest: Mapping[str, Any], dataset: Dataset) -> None:
         """Write what the run is, or make sure that it is the one kept here. Raises ``RunChangedError``."""
+        if not self.writes:
+            return
         if (self.path / MANIFEST).exists():
             there = self.manifest()["settings"]
             changes = differences(there, strict(manifest["settings"]))

@@ -33,23 +33,20 @@ def run(seeds=(0,), replicate="fact", count=25, given=None, info=None, steps=(0,
     runs = []
     for seed in seeds:
         found = synthetic.seed_run(seed, pairs, steps=steps, names=names)
-        if change:
-            found = replace(found, steps=tuple(_changed(step, change) for step in found.steps))
+        found = replace(found, steps=tuple(_changed(step, change or (lambda *_: {})) for step in found.steps))
         runs.append(found)
     return synthetic.judged(dataset, runs, info)
 
 
 def _changed(step, change):
     measured = tuple(replace(m, columns={**m.columns, **change(m.metric, m.columns)}) for m in step.measured)
-    accuracy = {
-        "swapped": {
-            "full vocabulary": next(
-                tuple(float(m.columns[f"{way}, full vocabulary"].mean()) for way in ("forward", "reverse"))
-                for m in measured
-                if m.metric == "accuracy"
-            )
-        }
+    right = {
+        way: float(m.columns[f"{way}, full vocabulary"].mean())
+        for m in measured
+        for way in ("forward", "reverse")
+        if m.metric == "accuracy"
     }
+    accuracy = {"swapped": {"full vocabulary": tuple(right.values())}} if right else step.accuracy
     return replace(step, measured=measured, accuracy=accuracy)
 
 
@@ -246,15 +243,12 @@ def test_log_probabilities_of_two_kinds_are_not_compared():
 
 def test_answers_of_two_decoders_are_not_compared():
     def wrote(seed, decoder):
-        def change(metric, columns):
-            return {"forward, exact": own, "reverse, exact": own} if metric == "accuracy" else {}
-
-        own = np.arange(25) % 2.0
-        report = run((seed,), change=change, info={"decoding": {"decoder": decoder}})
-        last = report.runs[0].steps[-1]
-        named = tuple(replace(m, metric="answers") if m.metric == "accuracy" else m for m in last.measured)
-        seeds = (replace(report.runs[0], steps=(*report.runs[0].steps[:-1], replace(last, measured=named))),)
-        return replace(report, runs=seeds)
+        report = run((seed,), info={"decoding": {"decoder": decoder}})
+        *before, last = report.runs[0].steps
+        right = np.arange(25) % 2.0
+        columns = {"forward, exact": right, "reverse, exact": right}
+        named = (*last.measured, replace(last.measured[-1], metric="answers", columns=columns))
+        return replace(report, runs=(replace(report.runs[0], steps=(*before, replace(last, measured=named))),))
 
     a, b, c = wrote(0, "confidence"), wrote(1, "confidence"), wrote(2, "random")
     assert why("answers", a, c) == {"their answers were decoded in two ways"}

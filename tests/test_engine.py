@@ -208,7 +208,7 @@ def seen(name, pairing=None):
     m = loaded(name)
     pairs = pairs_of(m, pairing=pairing)
     candidates = {"letters": CASES, "twos": TWOS, "few": ("abcdeghjkm",)}
-    return pairs, observe(m, pairs, read={"scores", "log_probs"}, candidates=candidates, batch_size=5)
+    return pairs, observe(m, pairs, read={"scores", "log_probs", "alternatives"}, candidates=candidates, batch_size=5)
 
 
 def asked(name, pairing=None):
@@ -546,10 +546,11 @@ def test_the_batch_size_changes_no_reading(name):
     lengths = {len(q.input_ids) for p in pairs if p.unsupported is None for q in (p.forward, p.reverse)}
     assert len(lengths) > 2  # the batches are padded
     candidates = {"letters": CASES}
-    single = tensors(observe(m, pairs, candidates=candidates, batch_size=1))
+    read = {"scores", "log_probs", "alternatives"}
+    single = tensors(observe(m, pairs, read=read, candidates=candidates, batch_size=1))
     assert {"/scores", "/readings/letters/0", "/alternatives"} <= set(single)
     for size in (3, 256):
-        batched = tensors(observe(m, pairs, candidates=candidates, batch_size=size))
+        batched = tensors(observe(m, pairs, read=read, candidates=candidates, batch_size=size))
         assert set(batched) == set(single)
         for key, value in single.items():
             torch.testing.assert_close(batched[key], value, **EXACT, equal_nan=True, msg=key)
@@ -716,7 +717,7 @@ def test_what_was_not_asked_for_is_none():
 def test_memory_that_runs_out_after_a_batch_was_read_mixes_nothing_up(monkeypatch):
     m = loaded("radd rope")
     pairs = pairs_of(m)
-    want = observe(m, pairs, read={"scores", "log_probs"})
+    want = observe(m, pairs, read={"scores", "log_probs", "alternatives"})
     real, calls = gradients.output_gradients, []
 
     def short(*args, **others):
@@ -726,7 +727,7 @@ def test_memory_that_runs_out_after_a_batch_was_read_mixes_nothing_up(monkeypatc
         return real(*args, **others)
 
     monkeypatch.setattr(gradients, "output_gradients", short)
-    found = observe(m, pairs, read={"scores", "log_probs", "gradients"}, batch_size=1000)
+    found = observe(m, pairs, read={"scores", "log_probs", "alternatives", "gradients"}, batch_size=1000)
     assert len(calls) > 4
     for key in ("scores", "log_weights", "log_probs", "alternatives"):
         torch.testing.assert_close(getattr(found, key), getattr(want, key), **EXACT, equal_nan=True)
@@ -746,7 +747,7 @@ def test_an_unknown_reading_or_no_pairs():
     m = loaded("radd rope")
     with pytest.raises(
         DataError,
-        match="'colours' is none of answers, gradients, log_probs, scores, span_scores, storage, training_gradients",
+        match="'colours' is none of alternatives, answers, gradients, knockout, log_probs, scores, span_scores, ",
     ):
         observe(m, pairs_of(m), read={"scores", "colours"})
     with pytest.raises(DataError, match="no pairs"):

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -5,6 +7,7 @@ import rcprobe
 from rcprobe.estimate import estimate
 from rcprobe.metrics import resolve_metrics
 
+ROUTE = "route_knockout"
 LETTERS = rcprobe.load_dataset("letters", {"length": 4})
 
 
@@ -53,3 +56,25 @@ def test_nobody_is_told_and_nothing_counts_without_training(monkeypatch):
     cost = estimate(tiny(), rcprobe.Dataset("three", tuple(facts)), resolve_metrics(["accuracy"]), None, 1)
     assert cost.pairs["swapped"] == (12, 13)
     assert (cost.probes, cost.steps) == (1, 0)
+
+
+def test_prompts_of_a_knockout_are_counted():
+    m, dataset = tiny(depth=2, heads=2), rcprobe.Dataset("some", LETTERS.facts[:4])
+    plain, knocked = (estimate(m, dataset, resolve_metrics([name]), None, 1, 16) for name in ("accuracy", ROUTE))
+    assert plain.knockouts == 0
+    # a pair a fact and distance, both pairings; prompts: 1 plain, 2 everywhere, 4 by layer, 8 by head
+    pairs = [len(ask.pairs) for ask in rcprobe.Probe(m, dataset, [ROUTE]).asked if ask.metrics]
+    assert knocked.knockouts == sum(math.ceil(2 * count * 15 / 16) for count in pairs)
+    assert knocked.batches > knocked.knockouts
+    assert knocked.seconds > plain.seconds
+    assert "knockout counted" in knocked.how
+
+
+def test_knockouts_that_cannot_be_asked_cost_nothing():
+    causal = rcprobe.load("gpt2-mini", options={"width": 8, "max_length": 4})
+    dataset = rcprobe.Dataset("some", LETTERS.facts[:2])
+    cost = estimate(causal, dataset, resolve_metrics([ROUTE]), None, 1, 16)
+    asks = [ask for ask in rcprobe.Probe(causal, dataset, [ROUTE]).asked if ask.metrics]
+    swapped = [pair for ask in asks for pair in ask.pairs if pair.unsupported is None]
+    assert {pair.pairing for pair in swapped} == {"swapped"}
+    assert cost.knockouts == math.ceil(2 * len(swapped) * 3 / 16)

@@ -97,13 +97,13 @@ def test_the_answer_comes_first_with_verdict_strength_and_control(read):
 
 
 def test_every_figure_has_panels_a_finding_and_a_description(read, html):
-    assert len(read.images) == 7
+    assert len(read.images) == 9
     assert all("The numbers follow" in label for label in read.images)
     assert "From the first step to the last: forward query 0.01 → 0.8" in read.text
     assert "At the last step (full vocabulary): forward query 100%; reverse query 50%." in read.text
     assert "At the last step, where both queries ask for a: 0.4" in read.text
     tables = re.findall(r'download="(\w+)\.csv" href="data:text/csv;base64,([^"]*)"', html)
-    assert [key for key, _ in tables] == ["probability", "accuracy", "distance", "heads", "cosine"]
+    assert [key for key, _ in tables] == ["probability", "accuracy", "distance", "heads", "cosine", "transfer"]
     first = base64.b64decode(tables[0][1]).decode().splitlines()
     assert first[0] == "panel,series,training step,seed,value,low,high"
     assert first[1].startswith("full vocabulary,forward query,0.0,all,0.00")

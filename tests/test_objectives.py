@@ -11,7 +11,7 @@ from rcprobe.config import read_config
 from rcprobe.errors import UnknownNameError, UsageError
 from rcprobe.manifest import describe
 from rcprobe.training.objectives import LEAST_NOISE, OBJECTIVES, objective_of
-from rcprobe.training.trainer import forward_statements, maskable_tokens
+from rcprobe.training.statements import forward_statements, maskable_tokens
 
 FACTS = [Fact(c, c.upper(), ("{a}00{b}0", "0{a}{b}00"), ("0{b}00{a}", "00{b}{a}0")) for c in "ab"]
 LENGTH, DRAWS = 5, 40_000

@@ -367,3 +367,23 @@ def test_the_same_prompt_asked_for_other_tokens():
     assert (other.rows, other.evidence_positions) == (query.rows, query.evidence_positions)
     single = one(m, Fact("a", "B", "{a}0{b}", "{b}0{a}"), "swapped").reverse
     assert with_target(single, (7,), m).input_ids == single.input_ids
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "name", "tokens"),
+    [
+        (normalizers.NFKC(), "ﬁn½", ["f", "i", "n", "1", "⁄", "2"]),  # one character becomes two, and three
+        (normalizers.NFC(), "ne\u0301", ["n", "é"]),  # two characters become one
+        (normalizers.NFD(), "né", ["n", "e", "\u0301"]),
+    ],
+)
+def test_evidence_that_the_normaliser_cuts_anew_is_found_whole(normalizer, name, tokens):
+    vocabulary = {token: i for i, token in enumerate(["[MASK]", *dict.fromkeys([*"abfin12⁄eé \u0301"])])}
+    made = Tokenizer(models.WordLevel(vocabulary))
+    made.normalizer, made.pre_tokenizer = normalizer, pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    m = using(PreTrainedTokenizerFast(tokenizer_object=made, mask_token="[MASK]"))
+    pair = one(m, Fact("ab", name, "{a} {b} a", "{b} {a}"))
+    for query in (pair.forward, pair.reverse):
+        assert query.unsupported is None
+        assert [shown(m, query)[i] for i in query.evidence_positions] == tokens
+        assert [shown(m, query)[i] for i in query.rows] == ["[MASK]"] * 2

@@ -7,7 +7,7 @@ import rcprobe
 from rcprobe.errors import UsageError
 
 FACTS = rcprobe.load_dataset("letters", {"length": 4}).facts[:6]
-READ = {"scores", "gradients", "log_probs"}
+READ = {"scores", "gradients", "log_probs", "alternatives"}
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_a_layer_or_head_the_model_lacks_is_named(model, pairs):
 
 def test_one_pass_reads_what_several_do(model, pairs):
     together = rcprobe.observe(model, pairs, read=READ)
-    apart = rcprobe.observe(model, pairs, read={"scores", "log_probs"})
+    apart = rcprobe.observe(model, pairs, read={"scores", "log_probs", "alternatives"})
     alone = rcprobe.observe(model, pairs, read={"gradients"})
     for name in ("scores", "log_weights", "log_probs", "alternatives"):
         torch.testing.assert_close(getattr(together, name), getattr(apart, name), equal_nan=True)

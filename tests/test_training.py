@@ -7,7 +7,8 @@ from rcprobe import Fact, TrainConfig, load
 from rcprobe.errors import DataError, TrainingError, UsageError
 from rcprobe.training import train
 from rcprobe.training.objectives import LEAST_NOISE, OBJECTIVES, training_loss
-from rcprobe.training.trainer import Average, forward_statements
+from rcprobe.training.statements import forward_statements
+from rcprobe.training.trainer import Average
 
 FACTS = [Fact(c, c.upper(), ("{a}0{b}", "0{a}{b}"), ("{b}0{a}", "{b}{a}0")) for c in "abcd"]
 

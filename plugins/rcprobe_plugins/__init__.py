@@ -60,6 +60,7 @@ def register_metrics(register: Register) -> None:
         "answers",
         "span_correlation",
         "training_alignment",
+        "route_knockout",
     ):
         register(name, f"rcprobe_plugins.metrics.{name}:{name}")
 

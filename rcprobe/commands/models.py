@@ -11,7 +11,7 @@ cli = typer.Typer(help="What would be done with a checkpoint.", no_args_is_help=
 
 @cli.command("inspect")
 def models_inspect(
-    model: Annotated[str, typer.Argument(help="A folder or a hub id.", show_default=False)],
+    model: Annotated[str, typer.Argument(help="A folder, a GGUF file or a hub id.", show_default=False)],
     revision: Annotated[str | None, typer.Option(help="The commit, branch or tag of a hub id.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:

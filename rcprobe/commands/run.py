@@ -2,13 +2,14 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rcprobe.commands.output import duration, print_json, tell_failures
-from rcprobe.config import RunConfig, read_config
+from rcprobe.config import FINE_TUNING, RunConfig, read_config
 from rcprobe.errors import UsageError
 from rcprobe.plugins import registry
 
@@ -50,6 +51,10 @@ def run_command(
     dataset: Data = None,
     config: Annotated[str | None, typer.Option(help="A TOML file, or a run's manifest.json; flags win.")] = None,
     steps: Annotated[int | None, typer.Option(help="Train so many steps, forward only, first.")] = None,
+    train: Annotated[str | None, typer.Option(help="Fine-tune first, forward only: lora or full.")] = None,
+    lr: Annotated[
+        list[float] | None, typer.Option(help="The learning rate; of several, the best forward one is taken.")
+    ] = None,
     seeds: Annotated[int | None, typer.Option(help="How many seeds (1).")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first so many facts.")] = None,
     option: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="Of the model; repeatable.")] = None,
@@ -82,7 +87,7 @@ def run_command(
     flags = {
         "model": model,
         "dataset": dataset,
-        "train": None if steps is None else {"steps": steps},
+        "train": _training(steps, lr or []),
         "seeds": seeds,
         "limit": limit,
         "options": _options("--option", option or []) or None,
@@ -97,6 +102,8 @@ def run_command(
         "out": out,
     }
     asked = (read_config(config) if config is not None else RunConfig()).with_flags(flags)
+    if train is not None:
+        asked = replace(asked, train={**FINE_TUNING, **asked.train, "method": train})
     for name in ("model", "dataset"):
         if not getattr(asked, name).strip():
             raise UsageError(f"no {name} is named; rcprobe run MODEL DATASET, or {name} = … in the file of --config")
@@ -115,6 +122,7 @@ def run_command(
 def _run(asked: RunConfig, *, fresh: bool, show: bool, as_json: bool, quiet: bool) -> None:
     import rcprobe
     from rcprobe.report.terminal import print_report
+    from rcprobe.training.processes import processes
 
     training = asked.training()
     data = rcprobe.load_dataset(asked.dataset, asked.dataset_options)
@@ -134,6 +142,8 @@ def _run(asked: RunConfig, *, fresh: bool, show: bool, as_json: bool, quiet: boo
         fresh=fresh,
         progress=show,
     )
+    if not processes().first:
+        return
     if as_json:
         print_json(report.to_dict())
     elif not quiet:
@@ -203,6 +213,15 @@ def _no_progress_bars() -> None:
 
     disable_progress_bar()
     disable_progress_bars()
+
+
+def _training(steps: int | None, rates: list[float]) -> dict[str, Any] | None:
+    given: dict[str, Any] = {} if steps is None else {"steps": steps}
+    if len(rates) == 1:
+        given["lr"] = rates[0]
+    elif rates:
+        given["lr_grid"] = rates
+    return given or None
 
 
 def _options(flag: str, pairs: list[str]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from rcprobe.comparison.contrasts import Contrast
 from rcprobe.comparison.matrix import Line
 from rcprobe.comparison.runs import Group, Run
 from rcprobe.metrics import Condition
+from rcprobe.report import words
 from rcprobe.report.correlations import by_head
 from rcprobe.report.cosines import by_layer
 from rcprobe.report.curves import PAIRINGS, accuracy_panel, probability
@@ -30,7 +31,7 @@ def signatures(groups: Sequence[Group]) -> FigureData:
         for run in group.runs:
             for signature in run.report.signatures.values():
                 for f in signature.findings:
-                    title = f"{visible(signature.title)}: {visible(f.condition.label)}"
+                    title = f"{visible(words.titled(signature))}: {visible(f.condition.label)}"
                     asked = f"{title}\n{group.label}, {signature.pairing.replace('_', ' ')}"
                     found.setdefault((asked, f.condition), {})[run.name] = f
         panels += [_estimates(title, condition, group, held) for (title, condition), held in found.items()]

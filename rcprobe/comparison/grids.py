@@ -133,7 +133,7 @@ def _cell(both: tuple[Point, Point], intervals: bool) -> str:
 
 
 def _signature(signature: Signature, finding: Finding | None, condition: Condition | None, run: str) -> tuple[str, ...]:
-    measured = f"{visible(signature.title)} ({signature.pairing.replace('_', ' ')})"
+    measured = f"{visible(words.titled(signature))} ({signature.pairing.replace('_', ' ')})"
     if condition is not None:
         measured += f": {'' if condition.judged else 'beside it, '}{visible(condition.label)}"
     if finding is None:

@@ -60,7 +60,7 @@ def _made(found: "Comparison") -> str:
 def _heading(found: "Comparison", name: str) -> tuple[str, str]:
     """A signature's title, and its pairing."""
     one = next(run.report.signatures[name] for run in found.runs if name in run.report.signatures)
-    return visible(one.title), one.pairing.replace("_", " ")
+    return visible(words.titled(one)), one.pairing.replace("_", " ")
 
 
 def _short(signature: Signature | None) -> dict[str, Any] | None:

@@ -5,12 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rcprobe.comparison.runs import Group, Run
-from rcprobe.report.curves import shares
 from rcprobe.report.panels import Point
-from rcprobe.report.values import clipped, estimate, last
+from rcprobe.report.shares import Share, of_pairs, shares
+from rcprobe.report.values import clipped
 from rcprobe.report.visible import visible
+from rcprobe.statistics import over_seeds
 
-KINDS = ("exact", "loose", "prefix", "contains")  # how a written answer may match
+WRITTEN = "written, "  # begins the readings of what was written out
+
+Cell = tuple[Point, Point]
 
 
 @dataclass(frozen=True)
@@ -25,54 +28,36 @@ class Line:
     pairing: str
     metric: str
     key: str
-    cells: dict[str, tuple[Point, Point]]
+    cells: dict[str, Cell]
 
 
 def matrix(groups: Sequence[Group]) -> list[Line]:
-    """Every line with a value, in each dataset the deciding reading first."""
+    """Every line with a value, in each dataset what was written first, then the deciding reading."""
     lines = []
     for group in groups:
-        asked = [(m, p, r) for run in group.runs for m, p, r in _asked(run)]
-        order = sorted(
-            dict.fromkeys(asked), key=lambda k: (k[1] != "swapped", k[0] != "answers", k[2] != group.reading)
-        )
-        for metric, pairing, reading in order:
-            cells = {
-                r.name: _cell(r, metric, pairing, reading)
-                for r in group.runs
-                if (metric, pairing, reading) in _asked(r)
-            }
-            if any(not math.isnan(p.value) for both in cells.values() for p in both):
-                lines.append(Line(group.label, _said(group, metric, reading), pairing, metric, reading, cells))
+        held = {run.name: _cells(run) for run in group.runs}
+        asked = dict.fromkeys(key for cells in held.values() for key in cells)
+        order = sorted(asked, key=lambda k: (k[0] != "swapped", not k[1].startswith(WRITTEN), k[1] != group.reading))
+        for pairing, reading in order:
+            cells = {name: own[pairing, reading] for name, own in held.items() if (pairing, reading) in own}
+            if any(not math.isnan(point.value) for both in cells.values() for point in both):
+                metric = "answers" if reading.startswith(WRITTEN) else "accuracy"
+                key = reading.removeprefix(WRITTEN)
+                lines.append(Line(group.label, _said(group, metric, reading), pairing, metric, key, cells))
     return lines
 
 
-def _asked(run: Run) -> list[tuple[str, str, str]]:
-    """(metric, pairing, reading) of what a run's answers were held against."""
-    report = run.report
-    found = [("accuracy", p, r) for p, readings in report.accuracy.items() for r in readings]
-    written = last(report, "answers", "swapped")
-    return found + [
-        ("answers", "swapped", kind) for kind in KINDS if any(f"reverse, {kind}" in m.columns for m in written)
-    ]
+def _cells(run: Run) -> dict[tuple[str, str], Cell]:
+    """(pairing, reading) → shares forward and reverse, as the run's own report has them."""
+    return {(f.pairing, f.reading): (_point(f), _point(r)) for f, r in of_pairs(shares(run.report))}
 
 
-def _cell(run: Run, metric: str, pairing: str, reading: str) -> tuple[Point, Point]:
-    report = run.report
-    if metric == "accuracy":
-        forward = shares(report, pairing, reading, 0, "forward")
-        reverse = shares(report, pairing, reading, 1, "reverse")
-        return _end(forward.points), _end(reverse.points)
-    measured = last(report, metric, pairing)
-    points = [
-        clipped(estimate(report, measured, [m.columns[f"{way}, {reading}"] for m in measured]), 0.0, 1.0)
-        for way in ("forward", "reverse")
-    ]
-    return points[0], points[1]
-
-
-def _end(points: Sequence[Point]) -> Point:
-    return points[-1] if points else Point(math.nan)
+def _point(share: Share) -> Point:
+    """A share with its interval: over facts as its report has it, over seeds Student's t."""
+    if share.facts:
+        return Point(share.value, share.low, share.high)
+    found = over_seeds(share.seeds)
+    return clipped(Point(share.value, found.low, found.high), 0.0, 1.0)
 
 
 def _said(group: Group, metric: str, reading: str) -> str:
@@ -80,7 +65,7 @@ def _said(group: Group, metric: str, reading: str) -> str:
     if metric == "accuracy":
         return visible(reading)
     decoders = dict.fromkeys(_decoder(run) for run in group.runs)
-    return visible(f"written, {reading} ({' or '.join(decoders)})")
+    return visible(f"{reading} ({' or '.join(decoders)})")
 
 
 def _decoder(run: Run) -> str:

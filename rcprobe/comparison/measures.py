@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from rcprobe.comparison.runs import Group, Run
 from rcprobe.differences import RESAMPLES, resamples
 from rcprobe.facts import Pairing
-from rcprobe.measured import Measured
+from rcprobe.measured import Measured, per_fact
 from rcprobe.metrics import Condition
+from rcprobe.report import words
 from rcprobe.report.report import FULL, Report
-from rcprobe.report.values import finished, last, mean_over, per_fact
+from rcprobe.report.values import finished, last, mean_over
 from rcprobe.report.visible import visible
 from rcprobe.signatures import Finding, Signature, fact_clusters, fact_values, row_clusters, score_rows
 from rcprobe.statistics import hedges_dz, score_correlation, weighted_mean
@@ -108,7 +109,7 @@ def finding_of(signature: Signature, measure: Measure) -> Finding | None:
 
 
 def _of(name: str, signature: Signature, condition: Condition) -> Measure:
-    title, asked = visible(signature.title), signature.pairing.replace("_", " ")
+    title, asked = visible(words.titled(signature)), signature.pairing.replace("_", " ")
     label = f"{title}: {visible(condition.label)} ({asked})"
     return Measure(f"{title} ({asked})", label, visible(condition.unit), name, signature.pairing, condition)
 

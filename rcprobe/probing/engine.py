@@ -19,14 +19,18 @@ from rcprobe.probing.captured import Captured
 from rcprobe.probing.cells import CellReading, cell_readings
 from rcprobe.probing.continuation import greedy_to_the_end
 from rcprobe.probing.gradients import GradientProducts, Reader, Scores, gradient_products
+from rcprobe.probing.knockout import Knockout, knock_out
 from rcprobe.probing.parameters import Which
 from rcprobe.probing.sizes import BatchSize, resolve, worked_through
 from rcprobe.probing.storage import Place, depends_on_place, storage
 from rcprobe.probing.training_gradients import training_cosine
 from rcprobe.queries import with_target
 
-READS = frozenset({"scores", "span_scores", "log_probs", "answers", "gradients", "training_gradients", "storage"})
-ALTERNATIVES = 8  # other targets a causal model is asked for, each at the price of a prompt
+READS = frozenset(
+    {"scores", "span_scores", "log_probs", "alternatives", "answers", "gradients", "training_gradients", "storage"}
+    | {"knockout"}
+)
+ALTERNATIVES = 4  # other targets a causal model is asked for, each at the price of a prompt
 
 
 @dataclass(frozen=True)
@@ -46,12 +50,14 @@ class Observation:
         readings: reading → (log p, right or wrong as 1 or 0), the full vocabulary among them.
         continued: 1 where a causal model, writing on greedily from the evidence, gives the target, else 0.
         answers: what the model wrote for the forward and for the reverse query, by pair index.
-        alternatives: mean log p of other trained targets at the reverse query.
+        alternatives: mean log p of other trained targets at the reverse query (of ``ALTERNATIVES`` of them, where each
+            needs a prompt of its own).
         saturated: p(target) so near 1 that its gradient is rounding noise.
         gradients: inner products of gradients, with controls.
         training_cosine: cos(g_train, g←), g_train the gradient of the training objective on the forward statement.
         storage, storage_mismatched, storage_spread: W̃[a, b], its mean over other facts' a, and its spread over places
             where those count.
+        knockout: falls of log p [B, 2, …] where attention cells to the evidence, and to its control, are cut.
         batch_size: how many prompts went through at once, at the least.
     """
 
@@ -72,6 +78,7 @@ class Observation:
     storage: Float[Tensor, "B N H"] | None = None
     storage_mismatched: Float[Tensor, "B N H"] | None = None
     storage_spread: Float[Tensor, "B N H"] | None = None
+    knockout: Knockout | None = None
     batch_size: int = 0
 
 
@@ -95,7 +102,8 @@ def observe(
     kinds); ``candidates`` names readings beside the full vocabulary. ``layers`` and ``heads`` (numbers from 0) keep
     only those of the scores and, of gradients, only those layers' parameters; where nothing but scores is read, the
     pass ends with the last layer asked for. ``continued`` lets a causal model also write from the evidence to the
-    statement's end (with ``log_probs``), ``decoding`` says how ``answers`` are written. ``batch_size`` is in prompts;
+    statement's end (with ``log_probs``), ``decoding`` says how ``answers`` are written; ``knockout`` always sweeps all
+    layers and heads. ``batch_size`` is in prompts;
     "auto" takes what memory holds, and either is halved where memory runs out. Pairs that can't be asked keep their
     row, as NaN, and their reason.
     Raises ``DataError`` for no pairs or an unknown reading, ``UsageError`` for a layer or head the model lacks.
@@ -107,9 +115,10 @@ def observe(
         raise DataError(f"read: {sorted(unknown)[0]!r} is none of {', '.join(sorted(READS))}")
     seen = Observation(tuple(pairs), {i: p.unsupported for i, p in enumerate(pairs) if p.unsupported})
     asked = [i for i, pair in enumerate(pairs) if pair.unsupported is None]
-    kinds = readings(m, candidates or {}) if "log_probs" in read else []
+    kinds = readings(m, candidates or {}) if read & {"log_probs", "alternatives"} else []
     scores: Scores = "spans" if "span_scores" in read else "anchors" if "scores" in read else None
-    answers = _Answers(m, seen.pairs, asked, kinds, scores, layers)
+    others = other_targets(pairs) if "alternatives" in read else None
+    answers = _Answers(m, seen.pairs, asked, kinds, scores, layers, others)
     if "gradients" in read:
 
         def products(indices: Sequence[int], reader: Reader | None) -> GradientProducts:
@@ -145,6 +154,8 @@ def observe(
         seen = _training_cosine(m, seen, parameters, batch_size)
     if "storage" in read:
         seen = _storage_readings(m, seen)
+    if "knockout" in read:
+        seen = _knocked_out(m, seen, batch_size)
     return seen
 
 
@@ -163,6 +174,22 @@ def _training_cosine(m: LoadedModel, seen: Observation, parameters: Which, batch
     return replace(seen, training_cosine=cosine)
 
 
+def _knocked_out(m: LoadedModel, seen: Observation, batch_size: BatchSize) -> Observation:
+    sound = [i for i in range(len(seen.pairs)) if i not in seen.excluded]
+    both = [(seen.pairs[i].forward, seen.pairs[i].reverse) for i in sound]
+    queries = list(dict.fromkeys(query for pair in both for query in pair))
+    found = knock_out(m, queries, batch_size)
+    number = {query: k for k, query in enumerate(queries)}
+    rows = torch.tensor([[number[query] for query in pair] for pair in both], dtype=torch.long).reshape(-1, 2)
+
+    def spread(values: Tensor) -> Tensor:
+        out = torch.full((len(seen.pairs), 2, *values.shape[1:]), torch.nan, dtype=torch.float64)
+        out[sound] = values[rows]
+        return out
+
+    return replace(seen, knockout=Knockout(spread(found.everywhere), spread(found.layers), spread(found.heads)))
+
+
 class _Answers:
     """Scores and probabilities of queries, gathered batch by batch, whichever pass runs them."""
 
@@ -174,11 +201,11 @@ class _Answers:
         kinds: Sequence[Reading],
         scores: Scores,
         layers: Sequence[int] | None,
+        others: Sequence[tuple[tuple[int, ...], ...]] | None,
     ) -> None:
         self.m, self.pairs, self.asked, self.kinds, self.scores, self.layers = m, pairs, asked, kinds, scores, layers
         self.wanted = bool(scores or kinds)
-        others = other_targets(pairs) if kinds else ()
-        self.alternatives = {pairs[i].reverse: others[i] for i in asked} if kinds else {}
+        self.others = {pairs[i].reverse: others[i] for i in asked} if others is not None else None
         self.columns: dict[str, list[Tensor]] = {}
         self.cells: dict[str, list[CellReading]] = {}
         self.row: dict[Query, int] = {}
@@ -213,27 +240,29 @@ class _Answers:
     def _judged(self, queries: Sequence[Query], batch: Batch, logits: Tensor) -> dict[str, Tensor]:
         m = self.m
         logits = m.adapter.logits(logits, m.mask_id)
-        others = [self.alternatives.get(query, ()) for query in queries]
-        shared = [
-            o if m.adapter.objective == "masked" or len(q.rows) == 1 else ()
-            for q, o in zip(queries, others, strict=True)
-        ]
-        means = mean_log_prob(logits, batch, shared)
-        for b, (query, targets) in enumerate(zip(queries, others, strict=True)):
-            if targets and not shared[b]:
-                means[b] = _forced_mean(m, query, targets)
-        found = {"alternatives": means}
+        found = {} if self.others is None else {"alternatives": self._alternatives(queries, batch, logits)}
         for kind in self.kinds:
             log_probs, right = judge_answers(logits, batch, kind)
             found |= {f"p {kind.name}": log_probs, f"right {kind.name}": right}
         return found
+
+    def _alternatives(self, queries: Sequence[Query], batch: Batch, logits: Tensor) -> Tensor:
+        """The mean of log p over other targets of each query, NaN where it has none."""
+        assert self.others is not None
+        others = [self.others.get(query, ()) for query in queries]
+        free = [self.m.adapter.objective == "masked" or len(query.rows) == 1 for query in queries]
+        means = mean_log_prob(logits, batch, [o if f else () for o, f in zip(others, free, strict=True)])
+        for b, (query, targets) in enumerate(zip(queries, others, strict=True)):
+            if targets and not free[b]:
+                means[b] = _forced_mean(self.m, query, targets[:ALTERNATIVES])
+        return means
 
     def put(self, seen: Observation, heads: Sequence[int] | None) -> Observation:
         """The observation with what was gathered; broken pairs named and blanked."""
         if not self.wanted:
             return seen
         if not self.asked:
-            return _no_readings(seen, self.scores is not None, self.kinds)
+            return _no_readings(seen, self.scores is not None, self.kinds, self.others is not None)
         columns = {name: torch.cat(values) for name, values in self.columns.items()}
         rows = torch.tensor([[self.row[seen.pairs[i].forward], self.row[seen.pairs[i].reverse]] for i in self.asked])
 
@@ -249,7 +278,7 @@ class _Answers:
                 seen,
                 log_probs=log_probs,
                 readings=read,
-                alternatives=spread(columns["alternatives"])[:, 1],
+                alternatives=spread(columns["alternatives"])[:, 1] if self.others is not None else None,
                 saturated=log_probs.exp() > 1 - (1e-3 if self.m.dtype.itemsize < 4 else 1e-6),
             )
         if self.scores:
@@ -280,7 +309,7 @@ def _heads(heads: Sequence[int] | None, count: int) -> list[int]:
     return list(range(count)) if heads is None else list(heads)
 
 
-def _no_readings(seen: Observation, scores: bool, kinds: Sequence[Reading]) -> Observation:
+def _no_readings(seen: Observation, scores: bool, kinds: Sequence[Reading], others: bool) -> Observation:
     """Where no pair can be asked: rows of NaN, and no layer to speak of."""
     size = len(seen.pairs)
     blank = torch.full((size, 2), torch.nan, dtype=torch.float64)
@@ -289,7 +318,7 @@ def _no_readings(seen: Observation, scores: bool, kinds: Sequence[Reading]) -> O
         seen,
         log_probs=blank if kinds else None,
         readings={kind.name: (blank, blank) for kind in kinds} if kinds else None,
-        alternatives=blank[:, 0] if kinds else None,
+        alternatives=blank[:, 0] if others else None,
         saturated=torch.zeros(size, 2, dtype=torch.bool) if kinds else None,
         scores=cells,
         log_weights=cells,
@@ -299,7 +328,7 @@ def _no_readings(seen: Observation, scores: bool, kinds: Sequence[Reading]) -> O
 
 def _forced_mean(m: LoadedModel, query: Query, targets: Sequence[tuple[int, ...]]) -> Tensor:
     """The mean of log p over other targets whose own tokens a causal model must read: a prompt each."""
-    asked = [with_target(query, ids, m) for ids in targets[:ALTERNATIVES]]
+    asked = [with_target(query, ids, m) for ids in targets]
     batch = collate(m, asked)
     logits = m.adapter.logits(capture(m, batch, scores=False).logits, m.mask_id)
     return judge_answers(logits, batch, Reading(FULL, None))[0].mean().cpu()

@@ -33,20 +33,17 @@ class AttentionWatch(TorchFunctionMode):
         with torch.no_grad():
             if func is F.scaled_dot_product_attention:
                 self.cells.append(cell_scores(sdpa_call(*args, **kwargs), self.batch.score_rows, self.batch.evidence))
-            elif func in SOFTMAX and self._is_attention(args):
+            elif func in SOFTMAX and is_attention(args, self.batch):
                 self.cells.append(softmax_cells(args[0], self.batch.score_rows, self.batch.evidence))
         return func(*args, **kwargs)
 
-    def _is_attention(self, args: Sequence[Any]) -> bool:
-        prompts, length = self.batch.input_ids.shape
-        values = args[0] if args else None
-        return (
-            isinstance(values, Tensor)
-            and values.ndim == 4
-            and (values.shape[0], *values.shape[2:])
-            == (
-                prompts,
-                length,
-                length,
-            )
-        )
+
+def is_attention(args: Sequence[Any], batch: Batch) -> bool:
+    """Whether a softmax's arguments are scores of the batch's prompts, [B, H, L, L]."""
+    prompts, length = batch.input_ids.shape
+    values = args[0] if args else None
+    return (
+        isinstance(values, Tensor)
+        and values.ndim == 4
+        and (values.shape[0], *values.shape[2:]) == (prompts, length, length)
+    )

@@ -2,13 +2,25 @@
 
 from collections.abc import Sequence
 
-from rcprobe.measured import Measured
+import numpy as np
+
+from rcprobe.measured import Measured, per_fact
 from rcprobe.report.panels import Curves, FigureData, Point, Series, Style
 from rcprobe.report.report import FULL, Report
-from rcprobe.report.values import by_step, clipped, estimate, finished, seed_means, transformed, with_columns
+from rcprobe.report.shares import interval
+from rcprobe.report.values import (
+    by_step,
+    clipped,
+    estimate,
+    finished,
+    mean_over,
+    seed_means,
+    transformed,
+    with_columns,
+)
 from rcprobe.report.visible import visible
 from rcprobe.report.words import number
-from rcprobe.statistics import over_seeds
+from rcprobe.statistics import over_seeds, weighted_mean
 
 STEP = "training step"
 DIRECTIONS: tuple[tuple[int, Style], ...] = ((0, "forward"), (1, "reverse"))
@@ -122,11 +134,21 @@ def shares(report: Report, pairing: str, reading: str, way: int, style: Style) -
         measured = judged.get(step, [])
         shares = [found[step] for found in by_seed.values() if step in found]
         if measured and all(column in m.columns for m in measured):
-            points.append(estimate(report, measured, [m.columns[column] for m in measured]))
+            points.append(_over_facts(report, measured, column))
         else:
             points.append(_over_seeds(shares, report.dataset.replicate == "seed"))
     each = [{seed: found[step] for seed, found in by_seed.items() if step in found} for step in steps]
     return Series(f"{style} query", style, tuple(float(s) for s in steps), tuple(points), _complete(each))
+
+
+def _over_facts(report: Report, measured: Sequence[Measured], column: str) -> Point:
+    """The share over trained facts, with Wilson's interval: a resampling of answers all alike would give none."""
+    size = len(report.dataset.facts)
+    facts = mean_over(
+        [per_fact(m.columns[column][m.table.trained], m.table.fact[m.table.trained], size) for m in measured]
+    )
+    value = weighted_mean(facts)
+    return Point(value, *interval(value, int((~np.isnan(facts)).sum())))
 
 
 def _over_seeds(shares: Sequence[float], interval: bool) -> Point:

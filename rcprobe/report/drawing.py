@@ -131,9 +131,10 @@ def _dots(module: Any, axes: Any, panel: Dots) -> None:
 
 
 def _heat_map(module: Any, figure: Any, axes: Any, panel: HeatMap) -> None:
+    limit = panel.limit
     colours = module.colormaps["RdBu_r"].with_extremes(bad=COLOURS["rule"])
     shown = np.ma.masked_invalid(panel.values)
-    cells = axes.pcolormesh(shown, cmap=colours, vmin=-1, vmax=1, edgecolors=COLOURS["rule"], linewidth=0.3)
+    cells = axes.pcolormesh(shown, cmap=colours, vmin=-limit, vmax=limit, edgecolors=COLOURS["rule"], linewidth=0.3)
     axes.grid(False)
     axes.invert_yaxis()
     for axis, names in ((axes.xaxis, panel.x), (axes.yaxis, panel.y)):
@@ -142,14 +143,15 @@ def _heat_map(module: Any, figure: Any, axes: Any, panel: HeatMap) -> None:
         axis.set_ticks([k + 0.5 for k in kept], [names[k] for k in kept])
     axes.set_xlabel(panel.x_label)
     axes.set_ylabel(panel.y_label)
-    bar = figure.colorbar(cells, ax=axes, label="correlation r (grey: no value)", ticks=[-1, -0.5, 0, 0.5, 1])
+    bar = figure.colorbar(cells, ax=axes, label=f"{panel.unit} (grey: no value)")
+    bar.set_ticks([k * limit / 2 for k in range(-2, 3)], labels=[f"{k * limit / 2:.3g}" for k in range(-2, 3)])
     bar.outline.set_linewidth(0.4)
     bar.solids.set(rasterized=False, edgecolor="face")  # no seams between its steps
     if panel.values.size <= ANNOTATED:
         for (i, j), value in np.ndenumerate(panel.values):
             if not math.isnan(value):
                 said = f"{value:.2f}".replace("0.", ".", 1).replace("-", "−")
-                dark = abs(value) > 0.62
+                dark = abs(value) > 0.62 * limit
                 axes.text(
                     j + 0.5, i + 0.5, said, ha="center", va="center", fontsize=7, color="#fefefe" if dark else "#010101"
                 )

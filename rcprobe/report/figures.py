@@ -16,6 +16,8 @@ from rcprobe.report.correlations import by_distance, by_head
 from rcprobe.report.cosines import cosines
 from rcprobe.report.curves import accuracy, probability
 from rcprobe.report.drawing import COLOURS, draw, legend, wrapped
+from rcprobe.report.foretold import foretold
+from rcprobe.report.knockouts import knockouts
 from rcprobe.report.panels import FigureData, HeatMap, Panel, has_values
 from rcprobe.report.report import Report
 from rcprobe.report.tables import csv_text
@@ -50,9 +52,12 @@ WIDTH = 3.7  # inches of a panel: what a narrow screen shows at full size
 
 
 def figures(report: Report) -> list[FigureData]:
-    """The numbers of every figure, in the order of the page; one that can't be drawn says why."""
+    """The numbers of every figure, in the order of the page; one that can't be drawn says why.
+
+    What is measured on request alone has a figure where it was asked for.
+    """
     made = [probability(report), accuracy(report), by_distance(report), by_head(report), cosines(report)]
-    return [_defined(data) for data in made]
+    return [_defined(data) for data in (*made, foretold(report), knockouts(report)) if data is not None]
 
 
 def _defined(data: FigureData) -> FigureData:

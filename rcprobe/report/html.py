@@ -14,10 +14,12 @@ from rcprobe.facts import Direction
 from rcprobe.report import plain, words
 from rcprobe.report.fact_table import STATUSES, FactTable, fact_table
 from rcprobe.report.figures import figures, panel_svg
+from rcprobe.report.foretold import rows
 from rcprobe.report.panels import FigureData, Row
 from rcprobe.report.provenance import coverage, settings
 from rcprobe.report.repeat import repeat
 from rcprobe.report.report import Report
+from rcprobe.report.shares import assumption, of_pairs, shares
 from rcprobe.report.tables import csv_text
 from rcprobe.report.visible import shortened, visible
 from rcprobe.signatures import Signature
@@ -53,6 +55,8 @@ def page(report: Report) -> str:
         asked=_asked(report),
         signatures=[_card(s) for s in report.signatures.values()],
         accuracy=_accuracy(report),
+        assumption=assumption(report),
+        foretold=rows(report),
         figures=[drawn(f) for f in figures(report)],
         facts=facts,
         statuses=STATUSES,
@@ -147,7 +151,7 @@ def _card(signature: Signature) -> dict[str, Any]:
         "pairing": signature.pairing,
         "question": plain.question(signature),
         "verdict": signature.verdict,
-        "meaning": plain.VERDICTS[signature.verdict],
+        "meaning": plain.meaning(signature),
         "why": visible(signature.why),
         "strength": plain.strength(signature),
         "findings": findings,
@@ -156,9 +160,8 @@ def _card(signature: Signature) -> dict[str, Any]:
 
 def _accuracy(report: Report) -> list[tuple[str, str, str, str]]:
     return [
-        (pairing, visible(reading), words.percent([f for f, _ in seeds]), words.percent([r for _, r in seeds]))
-        for pairing, readings in report.accuracy.items()
-        for reading, seeds in readings.items()
+        (forward.pairing, visible(forward.reading), words.share(forward), words.share(reverse))
+        for forward, reverse in of_pairs(shares(report))
     ]
 
 

@@ -68,7 +68,10 @@ class Dots:
 
 @dataclass(frozen=True)
 class HeatMap:
-    """Correlations, −1 to 1, at named rows and columns: ``values`` float64 [rows, columns], NaN where undefined."""
+    """Numbers at named rows and columns: ``values`` float64 [rows, columns], NaN where undefined.
+
+    Colours run from −``limit`` to ``limit``; ``unit`` says what the numbers are.
+    """
 
     title: str
     x_label: str
@@ -76,6 +79,8 @@ class HeatMap:
     x: tuple[str, ...]
     y: tuple[str, ...]
     values: Floats
+    unit: str = "correlation r"
+    limit: float = 1.0
 
     def rows(self) -> Iterable[Row]:
         """One row a cell with a value."""

@@ -1,10 +1,12 @@
 """A report said to somebody who knows neither the paper nor the field."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from rcprobe.report import words
 from rcprobe.report.report import FULL, Report
+from rcprobe.report.shares import of_pairs, shares
 from rcprobe.report.visible import visible
 from rcprobe.signatures import Finding, Signature
 
@@ -18,12 +20,14 @@ QUESTIONS = {
     "routing": "Does attention find the evidence alike from both sides?",
     "dynamics": "Does a training step that helps the forward query help the reverse one?",
     "outcome": "Does the right answer gain when the fact is asked in reverse?",
+    "knockout": "Does the answer hang on attention to the evidence, both ways?",
 }
 CONTROLS = {
     "storage": "other answers to the same evidence",
     "routing": "facts shuffled between the two directions",
     "dynamics": "the same answer asked from another fact's evidence",
     "outcome": "other trained answers to the same question",
+    "knockout": "as many other tokens of the prompt, as far away, hidden instead",
 }
 VERDICTS = {
     "present": "the whole 95 % interval lies above the margin, and p is below .05 after Holm's correction",
@@ -44,8 +48,15 @@ def answer(report: Report) -> list[str]:
     main = [s for name, s in report.signatures.items() if name == s.metric]
     if not main:
         said.append("No signature was measured.")
+    said += _verdicts([s for s in main if not s.check])
+    said += [f"Beside the signatures, a causal check: {line}" for line in _verdicts([s for s in main if s.check])]
+    return said
+
+
+def _verdicts(signatures: Sequence[Signature]) -> list[str]:
+    said = []
     for verdict in ORDER:
-        found = [s for s in main if s.verdict == verdict]
+        found = [s for s in signatures if s.verdict == verdict]
         if found:
             names = words.listed([visible(s.title) for s in found])
             whys = dict.fromkeys(visible(s.why) for s in found if s.why)
@@ -55,15 +66,18 @@ def answer(report: Report) -> list[str]:
 
 def _accuracy(report: Report) -> list[str]:
     """Accuracy of what is asked of every kind of model: the reading that decides, and the full vocabulary."""
-    readings = report.accuracy.get("swapped") or report.accuracy.get("same_target") or {}
+    found = of_pairs(shares(report))
+    pairing = "swapped" if report.accuracy.get("swapped") else "same_target"
+    readings = {forward.reading: (forward, reverse) for forward, reverse in found if forward.pairing == pairing}
     first = next(iter(report.dataset.readings), FULL)
     said: list[str] = []
     for reading in dict.fromkeys((first, FULL)):
-        both = [words.percent([seed[way] for seed in readings.get(reading, ())]) for way in (0, 1)]
+        both = [words.share(one) for one in readings.get(reading, ())] or ["–"]
         if "–" in both:
             continue
         if not said:
             several = ", seeds’ range in brackets" if any("(" in share for share in both) else ""
+            several += ", 95 % interval in square brackets" if any("[" in share for share in both) else ""
             said.append(
                 f"Asked forward, the model is right {both[0]} of the time; asked in reverse, {both[1]} "
                 f"(rivals: {visible(reading)}{several})."
@@ -87,9 +101,15 @@ def strength(signature: Signature) -> str:
     return f"{words.interval(first)}{visible(unit)}, against {against}"
 
 
+def meaning(signature: Signature) -> str:
+    """What a verdict means; a check's p stands by itself."""
+    said = VERDICTS[signature.verdict]
+    return said.replace(" after Holm's correction", "") if signature.check else said
+
+
 def question(signature: Signature) -> str:
     """What a signature asks; for one the page doesn't know, nothing."""
-    asked = QUESTIONS.get(signature.title, "")
+    asked = QUESTIONS.get(signature.title, "") + " (A causal check, not a signature.)" * signature.check
     if asked and signature.name != signature.metric:
         return f"{asked} (Pairing {signature.pairing.replace('_', ' ')}.)"
     return asked

@@ -15,6 +15,7 @@ from rcprobe.files import strict
 from rcprobe.measured import Measured, Step
 from rcprobe.metrics import Metric
 from rcprobe.signatures import Signature, find, judge_all
+from rcprobe.transfer import Prediction, predictions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,7 +43,8 @@ class Report:
 
     ``signatures`` are keyed by metric, with the pairing behind it for any but the metric's first; ``accuracy`` maps
     pairing → reading → per-seed (forward, reverse) at the last step; ``notes`` are what a reader must know first;
-    ``info`` says how the run was made (versions, settings, fingerprints); ``folder`` is where the run is kept.
+    ``info`` says how the run was made (versions, settings, fingerprints); ``folder`` is where the run is kept;
+    ``transfer`` says whether facts' signatures foretell which of them are answered in reverse.
     """
 
     dataset: Dataset
@@ -53,6 +55,7 @@ class Report:
     notes: tuple[str, ...]
     info: Mapping[str, Any]
     folder: Path | None = field(default=None, compare=False)
+    transfer: tuple[Prediction, ...] = ()
 
     @classmethod
     def load(cls, folder: str | Path) -> "Report":
@@ -115,11 +118,15 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """The report without its rows, ready for strict JSON: undefined numbers are None."""
+        from rcprobe.report.shares import to_dicts
+
         plain = {
             "info": dict(self.info),
             "notes": list(self.notes),
             "accuracy": {p: {r: [list(x) for x in seeds] for r, seeds in v.items()} for p, v in self.accuracy.items()},
+            "shares": to_dicts(self),
             "signatures": {name: asdict(signature) for name, signature in self.signatures.items()},
+            "transfer": [asdict(prediction) for prediction in self.transfer],
             "coverage": self.coverage,
             "excluded": {pairing: dict(reasons) for pairing, reasons in self.excluded.items()},
             "seeds": [{"seed": r.seed, "failure": r.failure, "fingerprint": r.fingerprint} for r in self.runs],
@@ -227,7 +234,7 @@ def build(
     signatures = judge_all(
         found, replicate=dataset.replicate, identities=identities, not_trained=gate.failed, skipped=skipped
     )
-    notes = list(dataset.notes)
+    notes = [*dataset.notes, *_several(dataset)]
     notes += [f"seed {run.seed} failed: {run.failure}" for run in runs if run.failure] + gate.notes
     judged = {f"{metric.name} ({pairing})" for metric, pairing, _ in found.values()}
     left_out = finished[0].steps[-1].skipped if finished else {}
@@ -245,7 +252,31 @@ def build(
                 seeds = accuracy.setdefault(asked, {})
                 seeds[reading] = (*seeds.get(reading, ()), both_ways)
     excluded = finished[0].steps[-1].excluded if finished else {}
-    return Report(dataset, tuple(runs), signatures, accuracy, excluded, tuple(notes), info)
+    return Report(
+        dataset,
+        tuple(runs),
+        signatures,
+        accuracy,
+        excluded,
+        tuple(notes),
+        info,
+        transfer=predictions(dataset, [run.steps for run in finished]),
+    )
+
+
+def _several(dataset: Dataset) -> list[str]:
+    """What accuracy does where questions have several right answers."""
+    said = []
+    for way, count in (
+        ("forward", sum(bool(fact.b_answers) for fact in dataset.facts)),
+        ("reverse", sum(bool(fact.a_answers) for fact in dataset.facts)),
+    ):
+        if count:
+            said.append(
+                f"{count} of {len(dataset.facts)} facts have more than one right answer when asked {way}: accuracy and "
+                "log p speak of the fact's own alone, the metric answers takes any"
+            )
+    return said
 
 
 class _Gate:

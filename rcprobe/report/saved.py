@@ -14,6 +14,7 @@ from rcprobe.signatures import Finding, Signature
 from rcprobe.statistics import Estimate
 from rcprobe.step_files import number
 from rcprobe.store import REPORT, RunFolder
+from rcprobe.transfer import Prediction
 
 VALUES = "values.csv"
 PAGE = "report.html"
@@ -62,6 +63,7 @@ def load_report(folder: str | Path | RunFolder) -> Report:
             tuple(found["notes"]),
             found["info"],
             kept.path,
+            tuple(Prediction(**_defined(prediction)) for prediction in found.get("transfer", ())),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError(f"{kept.path / REPORT}: isn't what rcprobe writes ({type(error).__name__}: {error})") from error

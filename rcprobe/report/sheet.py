@@ -70,7 +70,7 @@ def save_sheet(sheet: Sheet, folder: Path) -> None:
     if installed():
         (folder / f"{sheet.key}.html").write_text(page(sheet), encoding="utf-8")
         figures = folder / f"{sheet.key}-figures"
-        figures.mkdir()
+        figures.mkdir(exist_ok=True)  # a study that goes on writes its sheet again
         write_figures(sheet.figures, figures, ("svg",))
 
 

@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rcprobe.report import words
 from rcprobe.report.report import Report
+from rcprobe.report.shares import shares
 from rcprobe.report.visible import visible
-from rcprobe.statistics import weighted_mean
 
 
 def results(report: Report) -> list[dict[str, Any]]:
@@ -23,7 +24,7 @@ def signature_rows(report: Report) -> list[dict[str, Any]]:
     """Each condition of each signature; a signature without findings has one row without numbers."""
     rows = []
     for signature in report.signatures.values():
-        start = {"what": visible(signature.title), "pairing": signature.pairing}
+        start = {"what": visible(words.titled(signature)), "pairing": signature.pairing}
         end = {"verdict": signature.verdict, "why": visible(signature.why)}
         if not signature.findings:
             rows.append({**start, **_numbers(), **end})
@@ -50,21 +51,20 @@ def signature_rows(report: Report) -> list[dict[str, Any]]:
 
 def _accuracies(report: Report) -> list[dict[str, Any]]:
     rows = []
-    for pairing, readings in report.accuracy.items():
-        for reading, seeds in readings.items():
-            for way, direction in enumerate(("forward", "reverse")):
-                shares = [seed[way] for seed in seeds]
-                known = [s for s in shares if not math.isnan(s)]
-                numbers = _numbers(
-                    measured=f"{direction}, {visible(reading)}",
-                    value=weighted_mean(shares),
-                    lowest_seed=min(known, default=math.nan),
-                    highest_seed=max(known, default=math.nan),
-                    unit="share",
-                    n=len(known),
-                    replicate="seeds",
-                )
-                rows.append({"what": "accuracy", "pairing": pairing, **numbers, "verdict": "", "why": ""})
+    for share in shares(report):
+        known = [seed for seed in share.seeds if not math.isnan(seed)]
+        numbers = _numbers(
+            measured=f"{share.direction}, {visible(share.reading)}",
+            value=share.value,
+            low=share.low,
+            high=share.high,
+            lowest_seed=min(known, default=math.nan),
+            highest_seed=max(known, default=math.nan),
+            unit="share",
+            n=share.facts or len(known),
+            replicate="facts" if share.facts else "seeds",
+        )
+        rows.append({"what": "accuracy", "pairing": share.pairing, **numbers, "verdict": "", "why": ""})
     return rows
 
 

@@ -5,7 +5,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from rcprobe.report import words
+from rcprobe.report.foretold import lines
 from rcprobe.report.report import Report
+from rcprobe.report.shares import assumption, of_pairs, shares
 
 
 def print_report(report: Report, console: Console | None = None) -> None:
@@ -20,8 +22,12 @@ def print_report(report: Report, console: Console | None = None) -> None:
     console.print(accuracy_table(report))
     console.print(signature_table(report))
     for name, signature in report.signatures.items():
+        if signature.check:
+            console.print(f"{name}: {words.CHECK}", soft_wrap=True, markup=False)
         if signature.why:
             console.print(f"{name}: {signature.verdict}, {signature.why}", soft_wrap=True, markup=False)
+    for line in lines(report):
+        console.print(line, soft_wrap=True, markup=False)
     for pairing, reasons in report.excluded.items():
         for reason, count in reasons.items():
             console.print(f"excluded ({pairing}): {count} pairs, {reason}", soft_wrap=True, markup=False)
@@ -32,14 +38,14 @@ def print_report(report: Report, console: Console | None = None) -> None:
 
 
 def accuracy_table(report: Report) -> Table:
-    """Accuracy both ways by pairing and reading: mean, and the range over seeds."""
-    table = Table(title="Accuracy (mean, range over seeds)", title_justify="left")
+    """Accuracy both ways by pairing and reading: mean, the range over seeds, and the interval over facts."""
+    over = "[95 % interval]" if report.dataset.replicate == "fact" else "range over seeds"
+    table = Table(title=f"Accuracy (mean, {over})", title_justify="left", caption_justify="left")
     for column in ("pairing", "answers compared with", "forward", "reverse"):
         table.add_column(column, justify="right" if column in ("forward", "reverse") else "left", overflow="fold")
-    for pairing, readings in report.accuracy.items():
-        for reading, seeds in readings.items():
-            forward, reverse = ([seed[way] for seed in seeds] for way in (0, 1))
-            table.add_row(pairing, reading, words.percent(forward), words.percent(reverse))
+    for forward, reverse in of_pairs(shares(report)):
+        table.add_row(forward.pairing, forward.reading, words.share(forward), words.share(reverse))
+    table.caption = assumption(report)
     return table
 
 
@@ -49,7 +55,7 @@ def signature_table(report: Report) -> Table:
     for column in ("signature", "measured", "estimate", "against", "effect", "verdict"):
         table.add_column(column, overflow="fold")
     for signature in report.signatures.values():
-        title = f"{signature.title}\n({signature.pairing})"
+        title = f"{words.titled(signature)}\n({signature.pairing})"
         if not signature.findings:
             table.add_row(title, "–", "–", "–", "–", signature.verdict)
         for i, finding in enumerate(signature.findings):

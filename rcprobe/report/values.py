@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from rcprobe.measured import Measured
+from rcprobe.measured import Measured, per_fact
 from rcprobe.report.panels import Point
 from rcprobe.report.report import Report, SeedRun
 from rcprobe.statistics import over_clusters, over_seeds, weighted_mean
@@ -47,15 +47,6 @@ def last(report: Report, metric: str, pairing: str) -> list[Measured]:
     """What each finished seed measured at its last step."""
     steps = [run.steps[-1].measured for run in finished(report)]
     return [m for measured in steps for m in measured if (m.metric, m.pairing) == (metric, pairing)]
-
-
-def per_fact(values: Floats, fact: NDArray[np.int64], facts: int) -> Floats:
-    """The mean of each fact's defined values, float64 [facts]; [B, N, H] columns are averaged over layers and heads."""
-    flat = values.reshape(len(values), -1)
-    defined = ~np.isnan(flat)
-    count = np.bincount(fact, weights=defined.sum(axis=1), minlength=facts)
-    total = np.bincount(fact, weights=np.where(defined, flat, 0.0).sum(axis=1), minlength=facts)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 def mean_over(arrays: Sequence[Floats]) -> Floats:

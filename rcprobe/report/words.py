@@ -3,7 +3,8 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from rcprobe.signatures import Finding
+from rcprobe.report.shares import Share
+from rcprobe.signatures import Finding, Signature
 
 QUESTIONS = {
     "storage": "evidence→answer link stored?",
@@ -11,6 +12,7 @@ QUESTIONS = {
     "dynamics": "forward steps serve the reverse query?",
     "outcome": "right answer gains when asked in reverse?",
 }
+CHECK = "a causal check, not one of the signatures; its p is not corrected with theirs"
 
 
 def number(value: float) -> str:
@@ -31,6 +33,16 @@ def percent(values: list[float]) -> str:
     return f"{mean:.0%} ({low:.0%}–{high:.0%})".replace("%–", "–")
 
 
+def share(found: Share) -> str:
+    """A share with the range over seeds, and its interval in square brackets."""
+    return percent(list(found.seeds)) + bracket(found.low, found.high)
+
+
+def bracket(low: float, high: float) -> str:
+    """An interval of a share; nothing where there is none."""
+    return "" if math.isnan(low) else f" [{low:.0%}, {high:.0%}]"
+
+
 def interval(finding: Finding) -> str:
     """Estimate and 95 % interval; an effect size says that it is one."""
     e = finding.estimate
@@ -42,6 +54,11 @@ def condition(finding: Finding) -> str:
     """What is measured and the margin it must pass; what isn't judged is merely shown beside."""
     asked = finding.condition
     return f"{asked.label} > {asked.margin:g}" if asked.judged else f"beside it: {asked.label}"
+
+
+def titled(signature: Signature) -> str:
+    """A signature's title; a causal check says that it is none."""
+    return f"{signature.title}, causal check" if signature.check else signature.title
 
 
 def control(finding: Finding) -> str:

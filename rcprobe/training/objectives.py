@@ -142,7 +142,17 @@ def training_loss(
     generator: torch.Generator,
 ) -> Float[Tensor, ""]:
     """The loss of an objective on statements; ``real`` is false on padding, ``may`` on what is never masked."""
-    shown, weight = objective.draw(m, ids, may, generator)
+    return weighted_loss(m, ids, real, *objective.draw(m, ids, may, generator))
+
+
+def weighted_loss(
+    m: LoadedModel,
+    ids: Int[Tensor, "B L"],
+    real: Bool[Tensor, "B L"],
+    shown: Int[Tensor, "B L"],
+    weight: Float[Tensor, "B L"],
+) -> Float[Tensor, ""]:
+    """Σ weight · (−log p) of the tokens of statements, given what is shown of them."""
     mask = None if bool(real.all()) else real.long()  # without padding, attention takes its faster way
     logits = m.adapter.logits(m.model(input_ids=shown, attention_mask=mask).logits, m.mask_id)
     shift, counted = m.adapter.shift, weight > 0

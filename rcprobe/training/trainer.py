@@ -4,16 +4,19 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rcprobe.errors import DataError, TrainingError
-from rcprobe.facts import Fact, Span
+from rcprobe.errors import TrainingError, UsageError
+from rcprobe.facts import Fact
 from rcprobe.loaded import LoadedModel
 from rcprobe.training.config import TrainConfig
-from rcprobe.training.objectives import objective_of, training_loss
+from rcprobe.training.objectives import objective_of, weighted_loss
+from rcprobe.training.processes import Processes, enough, processes
 from rcprobe.training.state import Keeper, Randomness, State, pack, unpack
+from rcprobe.training.statements import forward_statements, maskable_tokens
 
 
 @dataclass(frozen=True)
@@ -44,17 +47,19 @@ def train(
     """Train on the forward statements of trained facts, yielding at each step of ``config.probed()``.
 
     While a checkpoint is out, the model holds the averaged weights; they are also what it is left with. Statements
-    are drawn with replacement. ``progress`` is told (step, of how many) now and then. ``keep`` is given (step, state)
-    every ``KEEP_EVERY`` seconds or more; with such a ``state`` training goes on, with the checkpoints that were still
-    to come, as if it had never stopped. Raises ``TrainingError`` naming seed and step when the loss isn't finite, and
-    ``DataError`` when there is nothing to train on.
+    are drawn with replacement. ``progress`` is told (step, of how many). ``keep`` is given (step, state) every
+    ``KEEP_EVERY`` seconds or more; with such a ``state`` training goes on, with the checkpoints that were still to
+    come, as if it had never stopped. Processes that were started together (``torchrun``) share each batch. Raises
+    ``TrainingError`` naming seed and step when the loss isn't finite, ``DataError`` when there is nothing to train on,
+    and ``UsageError`` where every weight is frozen or a batch is too small to be shared.
     """
-    objective = objective_of(m, config)
+    objective, team = objective_of(m, config), processes()
+    enough(config.batch_size, config.accumulate, team)
     ids, real = forward_statements(m, facts)
     may = maskable_tokens(m, facts, config, real)
     generator = torch.Generator().manual_seed(seed)
     randomness = Randomness(seed, m.device)
-    parameters = [p for p in m.model.parameters() if p.requires_grad]
+    parameters = trained_parameters(m)
     optimiser, average = adamw(parameters, config), Average(parameters, config.ema)
     keeper = Keeper(keep)
     losses: list[Tensor] = []
@@ -67,19 +72,19 @@ def train(
         done = average.updates
     for stop in (k for k in config.probed() if k >= max(done, 1)):  # a state kept at a stop gives that stop once more
         m.model.train()
-        with randomness.own():
+        with randomness.own(), checkpointing(m, config.checkpointing):
             for step in range(done + 1, stop + 1):
                 drawn = torch.randint(len(ids), (config.batch_size,), generator=generator)
-                batch, whole, free = (tensor[drawn].to(m.device) for tensor in (ids, real, may))
-                loss = training_loss(m, objective, batch, whole, free, generator)
+                longest = int(real[drawn].sum(dim=1).max())
+                batch, whole, free = (tensor[drawn, :longest].to(m.device) for tensor in (ids, real, may))
                 optimiser.param_groups[0]["lr"] = config.lr_at(step)
                 optimiser.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                asked = (batch, whole, *objective.draw(m, batch, free, generator))
+                losses.append(_backward(m, config, team, parameters, asked))
                 nn.utils.clip_grad_norm_(parameters, config.clip, foreach=True)
                 optimiser.step()
                 average.update()
-                losses.append(loss.detach())
-                if progress is not None and step % 20 == 0:
+                if progress is not None:
                     progress(step, config.steps)
                 keeper.offer(step, lambda: pack(m.model, optimiser, generator, randomness, average.tensors(), losses))
         done = stop
@@ -92,34 +97,43 @@ def train(
     m.model.eval()
 
 
-def forward_statements(m: LoadedModel, facts: Sequence[Fact]) -> tuple[Tensor, Tensor]:
-    """Token ids [S, L] of all forward statements of trained facts, padded right, and which are real [S, L]."""
-    rows = [torch.tensor(ids) for ids in m.tokenizer([text for text, _ in _statements(facts)])["input_ids"]]
-    longest = max(len(row) for row in rows)
-    if m.max_length is not None and longest > m.max_length:
-        raise DataError(f"a forward statement has {longest} tokens, the model holds {m.max_length}")
-    pad = torch.nn.utils.rnn.pad_sequence
-    real = pad([torch.ones(len(row), dtype=torch.bool) for row in rows], batch_first=True)
-    return pad(rows, batch_first=True, padding_value=m.pad_id), real
+def trained_parameters(m: LoadedModel) -> list[nn.Parameter]:
+    """The parameters that training changes. Raises ``UsageError`` where all are frozen."""
+    parameters = [p for p in m.model.parameters() if p.requires_grad]
+    if not parameters:
+        raise UsageError(f"{m.source}: every weight is frozen (quantised ones are); train it with method 'lora'")
+    return parameters
 
 
-def maskable_tokens(m: LoadedModel, facts: Sequence[Fact], config: TrainConfig, real: Tensor) -> Tensor:
-    """Which tokens [S, L] of the forward statements a masked objective may mask, ``config.maskable`` says which."""
-    if config.maskable == "all":
-        return real
-    may = torch.zeros_like(real)
-    for row, (text, spans) in enumerate(_statements(facts)):
-        for place, (start, end) in enumerate(m.tokenizer.backend_tokenizer.encode(text).offsets):
-            may[row, place] = any(start < stop and end > first for first, stop in spans)
-    return may & real
+@contextmanager
+def checkpointing(m: LoadedModel, wanted: bool) -> Iterator[None]:
+    """Activations computed anew on the way back inside, where wanted. Raises ``UsageError`` for who can't."""
+    model: Any = m.model
+    if not wanted:
+        yield
+        return
+    try:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    except (AttributeError, ValueError) as error:
+        raise UsageError(f"{m.source}: this model has no gradient checkpointing; leave it off") from error
+    try:
+        yield
+    finally:
+        model.activation_checkpointing_disable()
 
 
-def _statements(facts: Sequence[Fact]) -> list[tuple[str, tuple[Span, ...]]]:
-    """Every text that training shows of trained facts. Raises ``DataError`` where there is none."""
-    found = [lesson for fact in facts if fact.trained for lesson in fact.lessons()]
-    if not found:
-        raise DataError("nothing to train on: every fact is held out")
-    return found
+def _backward(
+    m: LoadedModel, config: TrainConfig, team: Processes, parameters: Sequence[nn.Parameter], asked: Sequence[Tensor]
+) -> Tensor:
+    """The loss of what is asked (ids, real, shown, weight: B L each), its gradient added up in every part's turn."""
+    total = torch.zeros((), device=m.device)
+    for part in team.share(asked, config.accumulate):
+        with torch.autocast(m.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+            loss = weighted_loss(m, *part)
+        loss.backward()  # type: ignore[no-untyped-call]
+        total = total + loss.detach()
+    team.add_gradients(parameters, total)
+    return total
 
 
 def adamw(parameters: Sequence[Tensor], config: TrainConfig) -> torch.optim.AdamW:
@@ -133,17 +147,24 @@ class Average:
 
     def __init__(self, parameters: Sequence[Tensor], decay: float) -> None:
         self.parameters, self.decay, self.updates = list(parameters), decay, 0
+        averaged = self.parameters if decay else []  # without a decay it would be a copy
         # in float32 at least: half precision would round a thousandth of a step away
-        wide = (torch.promote_types(p.dtype, torch.float32) for p in self.parameters)
-        self.shadow = [p.detach().to(dtype, copy=True) for p, dtype in zip(self.parameters, wide, strict=True)]
+        wide = (torch.promote_types(p.dtype, torch.float32) for p in averaged)
+        self.shadow = [p.detach().to(dtype, copy=True) for p, dtype in zip(averaged, wide, strict=True)]
 
     @torch.no_grad()
     def update(self) -> None:
         """Move the average towards the parameters as they are now."""
         self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.decay else 0.0
+        if not self.shadow:
+            return
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         now = [p.detach().to(mean.dtype) for p, mean in zip(self.parameters, self.shadow, strict=True)]
         torch._foreach_lerp_(self.shadow, now, 1 - decay)
+
+    def values(self) -> list[Tensor]:
+        """What is probed: the averages, or the parameters themselves without a decay."""
+        return self.shadow or [p.detach() for p in self.parameters]
 
     def tensors(self) -> dict[str, Tensor]:
         """The averages by number, and how many updates made them."""
@@ -158,7 +179,7 @@ class Average:
     @contextmanager
     def held(self) -> Iterator[None]:
         """The averaged weights inside, the raw ones again after."""
-        raw = [p.detach().clone() for p in self.parameters]
+        raw = [p.detach().clone() for p, _ in zip(self.parameters, self.shadow, strict=False)]
         self.settle()
         try:
             yield
@@ -171,5 +192,5 @@ class Average:
 
     @torch.no_grad()
     def _put(self, values: Sequence[Tensor]) -> None:
-        for parameter, value in zip(self.parameters, values, strict=True):
+        for parameter, value in zip(self.parameters, values, strict=False):  # no values without a decay
             parameter.copy_(value)

@@ -280,6 +280,12 @@ def real_rows(repeats: int) -> Iterator[Row]:
     yield "the same with the 8 default controls, and storage ÷ forward and backward", whole, "<= 1.1"
 
 
+def tuning_rows(repeats: int) -> Iterator[Row]:
+    from fine_tuning import fine_tuning_rows
+
+    yield from fine_tuning_rows(ratio, repeats)
+
+
 def accelerator_rows(repeats: int) -> Iterator[Row]:
     """LLaDA-8B's shape with random bf16 weights, full attention, 256 pairs of 64 tokens."""
     if not torch.cuda.is_available():
@@ -468,6 +474,7 @@ ROWS = (
     memory_rows,
     growth_rows,
     real_rows,
+    tuning_rows,
     accelerator_rows,
 )
 
@@ -475,6 +482,7 @@ ROWS = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--out", type=Path, help="write the ratios as JSON")
+    parser.add_argument("--only", help="rows of this name alone: gradient, lora, real, tuning, …")
     parser.add_argument("--quick", action="store_true", help="fewer repeats")
     parser.add_argument("--memory", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -487,7 +495,7 @@ def main() -> None:
     repeats = 3 if options.quick else 11
     kept = []
     print(machine())
-    for rows in ROWS:
+    for rows in (r for r in ROWS if options.only in (None, r.__name__.removesuffix("_rows"))):
         for name, value, goal in rows(repeats if rows is not score_rows else 3 * repeats):
             ok = met(value, goal)
             kept.append({"name": name, "ratio": round(value, 3), "goal": goal, "ok": ok})

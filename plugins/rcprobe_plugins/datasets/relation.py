@@ -1,5 +1,6 @@
 """What is done to the facts of one relation, wherever they were read."""
 
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -42,6 +43,39 @@ def with_answers(facts: Sequence[Fact]) -> list[Fact]:
         )
         for fact in facts
     ]
+
+
+def same_question(facts: Sequence[Fact]) -> list[Fact]:
+    """Where facts share a question to the letter, the answers of all of them are right."""
+    asked: dict[str, list[str]] = defaultdict(list)
+    for fact in facts:
+        for template in fact.reverse:
+            asked[template.replace("{b}", fact.b)].append(fact.a)
+        for template in fact.forward:
+            asked[template.replace("{a}", fact.a)].append(fact.b)
+
+    def others(known: Sequence[str], questions: Sequence[str], own: str) -> tuple[str, ...]:
+        found = [text for question in questions for text in asked[question] if text != own]
+        return tuple(dict.fromkeys([*known, *found]))
+
+    return [
+        replace(
+            fact,
+            a_answers=others(fact.a_answers, [t.replace("{b}", fact.b) for t in fact.reverse], fact.a),
+            b_answers=others(fact.b_answers, [t.replace("{a}", fact.a) for t in fact.forward], fact.b),
+        )
+        for fact in facts
+    ]
+
+
+def given_away(facts: Sequence[Fact]) -> list[str]:
+    """A note that counts facts of which one name holds every word of the other: the answer can be copied."""
+    words = [[set(re.findall(r"\w+", name.casefold())) for name in (fact.a, fact.b)] for fact in facts]
+    found = [fact for fact, (a, b) in zip(facts, words, strict=True) if a != b and (a <= b or b <= a)]
+    if not found:
+        return []
+    first = f"{found[0].a} – {found[0].b}"
+    return [f"{len(found)} facts have every word of one name in the other ({first}): that answer can be copied"]
 
 
 def one_to_one(facts: Sequence[Fact]) -> tuple[list[Fact], list[str]]:

@@ -9,7 +9,7 @@ from rcprobe.errors import DataError, UsageError
 from rcprobe.facts import Dataset, Fact
 from rcprobe.hub import from_hub
 from rcprobe.manifest import without_path
-from rcprobe_plugins.datasets.relation import SHUFFLED, with_answers
+from rcprobe_plugins.datasets.relation import SHUFFLED, given_away, same_question, with_answers
 from rcprobe_plugins.datasets.relation import shuffled as exchange
 from rcprobe_plugins.datasets.rows import READERS, Row, read_rows
 
@@ -35,7 +35,8 @@ def table(
     """The facts of a CSV, TSV, JSON-lines or parquet file, or of a dataset of the hub (``owner/name``).
 
     Without templates the columns are those of ``Fact``: a, b, forward and reverse, one row a template pair (rows of
-    the same a and b are template pairs of one fact), and perhaps a_answers and b_answers (other right answers, with |
+    the same a and b are template pairs of one fact, rows of one question and unlike answers make all of them right),
+    and perhaps a_answers and b_answers (other right answers, with |
     between them) and trained (false: held out). With the templates ``forward`` and ``reverse``, one or as many of
     each, the columns named by ``a`` and ``b`` hold the entities, their names serve as slots too, other columns are
     passed over, and every other a of a row's b counts as right.
@@ -60,10 +61,11 @@ def table(
     facts, broken = _facts(path, rows, read, skip_invalid)
     notes += broken
     merged = _merged(facts)
-    if forward is not None:
-        again = len(facts) - len(merged)
-        notes += [f"{again} rows name the same two entities as another: taken once"] if again else []
-        merged = with_answers(merged)
+    again = len(facts) - sum(len(fact.forward) for fact in merged) // len(facts[0].forward) if facts else 0
+    what = "name the same two entities as another" if forward is not None else "say the same as another"
+    notes += [f"{again} rows {what}: taken once"] if again else []
+    merged = with_answers(merged) if forward is not None else same_question(merged)
+    notes += given_away(merged)
     if shuffled:
         merged = exchange(merged)
         notes.append(SHUFFLED)
@@ -122,12 +124,18 @@ def _facts(path: str, rows: Sequence[Row], read: Callable[[Cells], Fact], skip: 
     facts, wrong = [], []
     for line, row in rows:
         try:
-            facts.append(read(row))
+            facts.append(_of_two(read(row)))
         except DataError as error:
             if not skip:
                 raise DataError(f"{path}:{line}: {error} (skip_invalid=true leaves such rows out)") from error
             wrong.append(f"line {line}: {error}")
     return facts, [f"{len(wrong)} rows of {without_path(path)} are no facts; the first, {wrong[0]}"] if wrong else []
+
+
+def _of_two(fact: Fact) -> Fact:
+    if fact.a == fact.b:
+        raise DataError(f"a and b are both {fact.a!r}, so that the question holds its answer")
+    return fact
 
 
 def _whole(cells: Cells) -> Fact:

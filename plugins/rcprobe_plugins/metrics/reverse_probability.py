@@ -6,7 +6,7 @@ from rcprobe import Condition, Observation, metric
 
 
 @metric(
-    reads={"log_probs"},
+    reads={"log_probs", "alternatives"},
     pairing="swapped",
     title="outcome",
     conditions=(

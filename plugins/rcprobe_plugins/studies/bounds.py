@@ -118,16 +118,23 @@ def _closed(key: str, title: str, frame: pd.DataFrame) -> Sheet:
     agree = bool((frame["ours"].round(3) == frame["paper"]).all())
     said = "Ours agree with the paper to the printed digit" if agree else "Ours differ from the paper's printed digits"
     return Sheet(
-        key, title, (f"{said} (largest difference {worst:.4f}).",), (_grid(title, frame),), _records(key, frame)
+        key,
+        title,
+        (f"{said} (largest difference {worst:.5f}).",),
+        (_grid("Beside the paper's figures", frame),),
+        _records(key, frame),
     )
 
 
 def _grid(title: str, frame: pd.DataFrame) -> Grid:
-    cells = tuple(
-        tuple(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row)
-        for row in frame.itertuples(index=False)
-    )
+    cells = tuple(tuple(_cell(str(name), value) for name, value in row.items()) for row in frame.to_dict("records"))
     return Grid(title, tuple(map(str, frame.columns)), cells)
+
+
+def _cell(column: str, value: object) -> str:
+    """What the paper printed with its three digits; ours with two more, so that one sees how it rounds."""
+    digits = 3 if column in ("paper", "threshold") else 5
+    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
 
 
 def _records(key: str, frame: pd.DataFrame) -> tuple[dict[str, object], ...]:

@@ -19,7 +19,8 @@ from rcprobe.facts import Fact
 from rcprobe.loaded import LoadedModel
 from rcprobe.training import Checkpoint, TrainConfig
 from rcprobe.training.objectives import objective_of, weighted_cross_entropy
-from rcprobe.training.trainer import Average, adamw, forward_statements, maskable_tokens
+from rcprobe.training.statements import forward_statements, maskable_tokens
+from rcprobe.training.trainer import Average, adamw
 from rcprobe_plugins.models.blocks import TinyModel
 from rcprobe_plugins.studies.mask_queries import MaskQueries
 from rcprobe_plugins.studies.stacked import Weights, layout_of, named
@@ -96,7 +97,7 @@ def record(
         if step in stops:
             means = torch.stack(losses).mean(dim=0).tolist()
             losses.clear()
-            for stop, mean, weights in zip(recorded, means, average.shadow[0].cpu().numpy().copy(), strict=True):
+            for stop, mean, weights in zip(recorded, means, average.values()[0].cpu().numpy().copy(), strict=True):
                 stop.append((Checkpoint(step, mean), weights))
     return [Recording(tuple(stop)) for stop in recorded]
 

@@ -107,7 +107,7 @@ def _outcome(reports: Reports, paper: Paper) -> Grid:
 def _why(reports: Reports) -> Grid:
     body = []
     for setting, report in reports.items():
-        found = [_signature(report.signatures[name]) for name in WHY if name in report.signatures]
+        found = [said_signature(report.signatures[name]) for name in WHY if name in report.signatures]
         body.append((setting.label, *found, *["–"] * (len(WHY) - len(found))))
     return Grid(
         "Why: each signature's verdict, estimate and 95 % interval",
@@ -116,7 +116,8 @@ def _why(reports: Reports) -> Grid:
     )
 
 
-def _signature(signature: Signature) -> str:
+def said_signature(signature: Signature) -> str:
+    """A signature in a cell: verdict, estimate, interval, and what it is held against."""
     if not signature.findings:
         return signature.verdict
     finding = signature.findings[0]

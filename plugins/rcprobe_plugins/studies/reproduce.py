@@ -13,33 +13,64 @@ if TYPE_CHECKING:
     from rcprobe_plugins.studies.one_layer import Setting
 
 TABLES = ("tab1", "tab2", "tab3", "tab4", "tab5", "fig3")
+TUNED = ("tab7", "fig4", "fig6")
 QUICK_SEEDS = 3
 
 
 def command(
-    table: Annotated[str, typer.Argument(help=f"{', '.join(TABLES)}, reviews, or all.", show_default=False)],
+    table: Annotated[
+        str,
+        typer.Argument(
+            help=f"{', '.join(TABLES)}, reviews, or all of these; {', '.join(TUNED)}: fine-tuned models.",
+            show_default=False,
+        ),
+    ],
     seeds: Annotated[
-        int | None, typer.Option(help="Seeds of each model (8; 3 with --quick).", show_default=False)
+        int | None,
+        typer.Option(help="Seeds of each model (8; 3 with --quick and of tab7; 1 with --mini).", show_default=False),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Small and short: a minute or two a table.")] = False,
     question: Annotated[str, typer.Option(help="Of reviews: letters, as in ae; all of a to i by default.")] = "",
-    out: Annotated[Path | None, typer.Option(help="A new folder for CSV, LaTeX, HTML and SVG.")] = None,
+    mini: Annotated[bool, typer.Option("--mini", help="Of tab7, fig4, fig6: a small model, on a CPU.")] = False,
+    model: Annotated[str | None, typer.Option(help="Of --mini: a causal model's folder or hub id.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Of tab7, fig4, fig6: the folder of the public files.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Of tab7, fig4, fig6: say what would be run, and stop.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="A folder for CSV, LaTeX, HTML and SVG; tab7, fig4, fig6 go on in theirs.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
 ) -> None:
-    """Train the one-layer models of the paper and print its tables beside ours, every seed shown; or answer what its
-    readers still ask (reviews): a sentence with its interval and a figure for each question.
+    """Train the one-layer models of the paper and print its tables beside ours, every seed shown; fine-tune large
+    models on facts in one direction (tab7, fig4, fig6); or answer what its readers still ask (reviews): a sentence
+    with its interval and a figure for each question.
 
     Example: rcprobe reproduce tab2 --quick --out runs/tab2
     """
+    if table in TUNED:
+        from rcprobe_plugins.studies.fine_tuned_command import reproduce_tuned
+
+        reproduce_tuned(
+            table, seeds, out, mini=mini, model=model, data=data, dry_run=dry_run, quick=quick, as_json=as_json,
+            quiet=quiet,
+        )  # fmt: skip
+        return
     from rcprobe.cli import print_json
     from rcprobe.errors import UnknownNameError, UsageError
     from rcprobe.report.report import new_folder
 
     if table not in (*TABLES, "reviews", "all"):
-        raise UnknownNameError("table", table, (*TABLES, "reviews", "all"))
+        raise UnknownNameError("table", table, (*TABLES, *TUNED, "reviews", "all"))
+    if mini or dry_run or model is not None or data is not None:
+        raise UsageError(f"--mini, --model, --data and --dry-run are of {', '.join(TUNED)}, not of {table}")
     if question and table not in ("reviews", "all"):
         raise UsageError(f"--question {question} is of reviews: rcprobe reproduce reviews --question {question}")
+    if question:
+        from rcprobe_plugins.studies.reviews.questions import known_questions
+
+        known_questions(question)  # before a folder is made
     if seeds is not None and seeds < 1:
         raise UsageError(f"--seeds {seeds}: use 1 or more")
     folder = new_folder(out) if out is not None else None

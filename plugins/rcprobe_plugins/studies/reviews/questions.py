@@ -27,11 +27,16 @@ QUESTIONS: Mapping[str, Callable[[Size], Answer]] = {
 }
 
 
-def reviews(size: Size, questions: Sequence[str] = tuple(QUESTIONS)) -> Iterator[Answer]:
-    """The answers to the named questions, one by one as they are found. Raises ``UnknownNameError`` before any."""
-    for letter in questions:
+def known_questions(letters: Sequence[str]) -> None:
+    """Raise ``UnknownNameError`` for a letter of no question."""
+    for letter in letters:
         if letter not in QUESTIONS:
             raise UnknownNameError("question", letter, QUESTIONS)
+
+
+def reviews(size: Size, questions: Sequence[str] = tuple(QUESTIONS)) -> Iterator[Answer]:
+    """The answers to the named questions, one by one as they are found. Raises ``UnknownNameError`` before any."""
+    known_questions(questions)
     return (QUESTIONS[letter](size) for letter in questions)
 
 

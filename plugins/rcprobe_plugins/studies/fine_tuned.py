@@ -1,0 +1,136 @@
+"""The paper's large-scale half (Fig. 4, 6, Tab. 7): which models are fine-tuned on which facts, and how."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rcprobe.loaded import LoadedModel
+    from rcprobe.report import Report
+    from rcprobe.training import TrainConfig
+
+MODELS = {  # the paper's names, and the weights taken for them here: it doesn't say base or instruct
+    "LLaDA 8B": "GSAI-ML/LLaDA-8B-Base",
+    "Dream 7B": "Dream-org/Dream-v0-Base-7B",
+    "LLaMA-3.1 8B": "meta-llama/Llama-3.1-8B",
+    "Qwen-2.5 7B": "Qwen/Qwen2.5-7B",
+    "Qwen-3.5 4B": "Qwen/Qwen3.5-4B",
+}
+DATA: Mapping[str, tuple[str, Mapping[str, Any]]] = {  # what is trained on: the dataset and its options
+    "Parent→Child": ("parent-child", {"direction": "P2C"}),
+    "Child→Parent": ("parent-child", {"direction": "C2P"}),
+    "Person→Description": ("person-description", {"direction": "P2D"}),
+    "Description→Person": ("person-description", {"direction": "D2P"}),
+    "T-REx": ("t-rex", {}),
+}
+PANELS = {"fig4": ("LLaDA 8B",), "fig6": ("Dream 7B",)}  # each on Parent→Child
+MINI_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+MINI_FACTS = 24
+MINI_DATA = "Capitals, shuffled"
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """One model to be fine-tuned on one direction of a dataset.
+
+    ``source`` is a folder or hub id; a ``converted`` causal model is made bidirectional first (``convert``).
+    """
+
+    model: str
+    source: str
+    trained_on: str
+    dataset: str
+    dataset_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    limit: int | None = None
+    converted: bool = False
+
+    @property
+    def label(self) -> str:
+        """As tables and figures name it."""
+        return f"{self.model}, {self.trained_on}"
+
+    @property
+    def folder(self) -> str:
+        """The name of the folder that its run is kept in."""
+        from rcprobe.files import safe_name
+
+        return safe_name(self.label.replace("→", "-to-").replace(", ", "-").replace(" ", "-").lower())
+
+
+def paper_tunings(table: str, data: Path | None) -> list[Tuning]:
+    """The paper's runs behind a table or figure. ``data`` holds the public files, a folder a dataset."""
+    models = PANELS.get(table, tuple(MODELS))
+    trained_on = tuple(DATA) if table == "tab7" else ("Parent→Child",)
+    found = []
+    for name in trained_on:
+        dataset, options = DATA[name]
+        place = {} if data is None else {"path": str(data / dataset.replace("-", "_"))}
+        found += [Tuning(model, MODELS[model], name, dataset, {**options, **place}) for model in models]
+    return found
+
+
+def mini_tunings(source: str) -> list[Tuning]:
+    """The same on a CPU: a small causal model and its bidirectional conversion, on facts that neither can know."""
+    return [
+        Tuning(name, source, MINI_DATA, "capitals", {"shuffled": True}, MINI_FACTS, converted)
+        for name, converted in (("causal", False), ("converted", True))
+    ]
+
+
+def paper_training() -> "TrainConfig":
+    """What one card of 48 or 80 GB takes with an 8B model in bfloat16. The paper's own settings aren't known here."""
+    from rcprobe.training import TrainConfig
+
+    return TrainConfig(
+        steps=3000, lr=2e-4, betas=(0.9, 0.999), warmup=100, batch_size=32, accumulate=4, ema=0.0, method="lora",
+        rank=16, alpha=32, precision="bfloat16", checkpointing=True, probe_at=(100, 300, 1000),
+    )  # fmt: skip
+
+
+def mini_training() -> "TrainConfig":
+    """Some minutes on two cores."""
+    from rcprobe.training import TrainConfig
+
+    return TrainConfig(
+        steps=240, lr=3e-4, betas=(0.9, 0.99), warmup=20, batch_size=16, ema=0.0, probe_at=(60, 120)
+    )  # fmt: skip
+
+
+def run_tunings(
+    tunings: Sequence[Tuning], training: "TrainConfig", seeds: int, folder: Path | None, *, show: bool
+) -> "dict[Tuning, Report]":
+    """Each one's report; with a folder each is kept there, and one that was begun goes on.
+
+    Raises what ``load``, ``load_dataset`` and ``run`` raise, before the first training for data that isn't there.
+    """
+    from rcprobe.metrics import registered_metrics
+    from rcprobe.runner import load_dataset, run
+
+    data = {tuning: load_dataset(tuning.dataset, tuning.dataset_options) for tuning in tunings}
+    metrics = [metric for metric in registered_metrics() if not metric.on_request or metric.name == "answers"]
+    return {
+        tuning: run(
+            load_tuned(tuning),
+            data[tuning],
+            metrics=metrics,
+            train=training,
+            seeds=seeds,
+            limit=tuning.limit,
+            out=None if folder is None else folder / tuning.folder,
+            progress=show,
+        )
+        for tuning in tunings
+    }
+
+
+def load_tuned(tuning: Tuning) -> "LoadedModel":
+    """The model before fine-tuning: in bfloat16 on a GPU where there is one, else as its weights are."""
+    import torch
+
+    from rcprobe.loading import load
+    from rcprobe_plugins.models.a2d import convert
+
+    there = torch.cuda.is_available()
+    m = load(tuning.source, device="cuda" if there else "cpu", dtype="bfloat16" if there else None)
+    return convert(m) if tuning.converted else m
