@@ -112,6 +112,13 @@ def decode(
     """
     how = how or Decoding()
     rule = None if m.adapter.objective == "causal" else registry().checked("decoders", how.decoder, Decoder)
+    return write(m, queries, how, rule, batch_size=batch_size)
+
+
+def write(
+    m: LoadedModel, queries: Sequence[Query], how: Decoding, rule: Decoder | None, *, batch_size: BatchSize = "auto"
+) -> list[Answer]:
+    """``decode`` by a decoder itself, registered or not; None for a causal model."""
 
     def work(indices: list[int]) -> list[Answer]:
         prompts = [_prompt(m, queries[i], how) for i in indices]
