@@ -45,8 +45,13 @@ class Origin:
         """The distribution's version."""
         return self.dist.version if self.dist is not None else ""
 
+    @property
+    def package(self) -> str:
+        """The distribution's name and version."""
+        return f"{self.distribution} {self.version}".rstrip()
+
     def __str__(self) -> str:
-        return f"plugin {self.plugin!r} ({self.distribution} {self.version})"
+        return f"plugin {self.plugin!r} ({self.package})"
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from unittest.mock import patch
 import pytest
 import typer
 
+import rcprobe
 from rcprobe import cli
 from rcprobe.plugins import registry
 
@@ -422,22 +423,22 @@ for line in sys.argv[1:]:
     try:
         main()
     except SystemExit as ended:
-        print("code", ended.code)
+        print("ended", ended.code)
 """
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
     switches = {"RCPROBE_PLUGINS": "quits,half_there,never", "RCPROBE_DISABLE_PLUGINS": "never"}
     lines = ("plugins list", "plugins show quits", "plugins show half", "plugins show never")
     done = python("-c", script, *lines, env={**os.environ, **switches, "PYTHONPATH": path})
-    listed, left_out, broken, disabled = (part.split() for part in done.stdout.split("code")[:4])
+    listed, left_out, broken, disabled = (part.split() for part in done.stdout.split("ended ")[:4])
     text = " ".join(listed)
     for state in ("quits unknown distribution left out", "never unknown distribution disabled", "distribution loaded"):
         assert state in text
-    assert "left out: plugin 'quits' (unknown distribution ): RuntimeError: needs a licence key" in done.stderr
+    assert "left out: plugin 'quits' (unknown distribution): RuntimeError: needs a licence key" in done.stderr
     assert "state left out: RuntimeError: needs a licence key" in " ".join(left_out)
     assert "state broken: plugin 'half_there'" in " ".join(broken)
     assert "No module named 'no_such_module'" in " ".join(broken)
     assert "state disabled" in " ".join(disabled)
-    assert [part.split()[0] for part in done.stdout.split("code")[1:]] == ["None", "1", "1", "None"]
+    assert [part.split()[0] for part in done.stdout.split("ended ")[1:]] == ["None", "1", "1", "None"]
 
 
 # --- stopping ---

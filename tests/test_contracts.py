@@ -57,7 +57,7 @@ BAD_DATASETS = {
     "holds half a character": (
         lambda: rcprobe.Dataset("bad", (*FACTS, rcprobe.Fact("\ud800", "b", "{a} {b}", "{b} {a}"))),
         "queries",
-        "1 of 3 pairs can't be asked of a causal model (swapped): the tokenizer can't read it",
+        "1 of 3 pairs can't be asked of a causal model (swapped): forward query, the tokenizer can't read it",
     ),
     "raises": (lambda: {}["no"], "dataset", "KeyError: 'no'"),
     "is empty": (lambda: rcprobe.Dataset("bad", ()), "dataset", "is empty"),

@@ -36,13 +36,13 @@ def plugins_list(as_json: Annotated[bool, typer.Option("--json", help="Print as 
         return
     typer.echo("plugins:")
     for origin in names.known():
-        typer.echo(f"  {origin.plugin:<24} {_from(origin):<24} {names.state(origin)}")
+        typer.echo(f"  {origin.plugin:<24} {origin.package:<24} {names.state(origin)}")
     for kind in KINDS:
         entries = [entry for entry in names.entries if entry.kind == kind]
         if entries:
             typer.echo(f"{kind}:")
         for entry in entries:
-            typer.echo(f"  {entry.name:<24} {_from(entry.origin)}")
+            typer.echo(f"  {entry.name:<24} {entry.origin.package}")
     tell_failures()
 
 
@@ -131,7 +131,8 @@ def _plugin(origin: Origin) -> dict[str, Any]:
 
 def _print(row: dict[str, Any]) -> None:
     typer.echo(f"{row['name']} ({row['kind'].removesuffix('s')}): {row['description']}")
-    typer.echo(f"  from     {row['distribution']} {row['version']}, plugin {row['plugin']!r}")
+    package = f"{row['distribution']} {row['version']}".rstrip()
+    typer.echo(f"  from     {package}, plugin {row['plugin']!r}")
     typer.echo(f"  defined  {row['target']}")
     typer.echo(f"  state    {row['state']}{': ' if row['error'] else ''}{row['error'] or ''}")
 
@@ -144,10 +145,6 @@ def _origin(origin: Origin) -> dict[str, Any]:
     names = registry()
     where = {"plugin": origin.plugin, "distribution": origin.distribution, "version": origin.version}
     return {**where, "state": names.state(origin), "error": names.reasons(origin) or None}
-
-
-def _from(origin: Origin) -> str:
-    return f"{origin.distribution} {origin.version}".rstrip()
 
 
 def _first_line(thing: Any) -> str:
