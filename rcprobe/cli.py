@@ -6,6 +6,7 @@ from functools import cache
 
 import typer
 
+from rcprobe.commands.doctor import doctor_command
 from rcprobe.commands.models import cli as models_cli
 from rcprobe.commands.output import print_json
 from rcprobe.commands.plugins import cli as plugins_cli
@@ -32,6 +33,7 @@ cli.add_typer(plugins_cli, name="plugins")
 cli.add_typer(models_cli, name="models")
 cli.command("run")(run_command)
 cli.command("report")(report_command)
+cli.command("doctor")(doctor_command)
 
 
 def main() -> None:
