@@ -89,6 +89,13 @@ class Decoder:
 def decoder(*, attention: bool = False) -> Callable[[Choice], Decoder]:
     """Make a decoder of a function from what is ``Open`` to the indices of those to commit; ``attention`` asks for
     the weights between open positions.
+
+    >>> import rcprobe
+    >>> @rcprobe.decoder()
+    ... def surest(state):
+    ...     return state.confidence.topk(1).indices
+    >>> surest.name
+    'surest'
     """
     return lambda function: Decoder(function.__name__, function, attention)
 

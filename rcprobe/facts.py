@@ -24,6 +24,11 @@ class Fact:
     ``a_answers`` and ``b_answers`` are other right answers for a and for b (a child has two parents).
     ``trained`` is false for facts held out of training. ``taught`` are the texts that training shows, where those
     aren't the forward statements that are asked (held-out templates). Raises ``DataError`` for templates out of order.
+
+    >>> import rcprobe
+    >>> oslo = rcprobe.Fact("Oslo", "Norway", forward="{a} is the capital of {b}.", reverse="{b}'s capital is {a}.")
+    >>> oslo.statement("reverse")
+    ("Norway's capital is Oslo.", (20, 24), (0, 6))
     """
 
     a: str

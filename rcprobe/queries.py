@@ -16,6 +16,12 @@ def encode(m: LoadedModel, facts: Sequence[Fact], pairing: Pairing = "same_targe
     ``swapped``: the forward query asks for b from a, the reverse query for a from b.
     Spans come from the tokenizer's character offsets. What can't be asked is kept, with the reason in
     ``unsupported``. Raises ``DataError`` for no facts or a tokenizer without offsets.
+
+    >>> import rcprobe
+    >>> m = rcprobe.load("radd", options={"width": 8})
+    >>> (pair,) = rcprobe.encode(m, [rcprobe.Fact("d", "D", forward="{a}00{b}", reverse="0{b}0{a}")])
+    >>> pair.forward.target, pair.forward.evidence, pair.distances
+    ('d', 'D', (3, 2))
     """
     if pairing not in ("same_target", "swapped"):
         raise DataError(f"pairing {pairing!r}; use 'same_target' or 'swapped'")
