@@ -74,6 +74,11 @@ class Observation:
     storage_spread: Float[Tensor, "B N H"] | None = None
     batch_size: int = 0
 
+    def _repr_html_(self) -> str:
+        from rcprobe.probing.drawn import observation_html
+
+        return observation_html(self)
+
 
 def observe(
     m: LoadedModel,
