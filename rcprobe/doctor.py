@@ -24,6 +24,8 @@ EXTRAS = {  # extra → the modules that it brings, and what doesn't work withou
     "peft": (("peft",), "low-rank adapters (--peft)"),
     "quantized": (("accelerate", "bitsandbytes", "torchao"), "weights made smaller on loading"),
     "report": (("jinja2", "matplotlib"), "report.html and figures"),
+    "tensorboard": (("tensorboard",), "following a run in TensorBoard"),
+    "wandb": (("wandb",), "following a run in Weights & Biases"),
 }
 
 

@@ -33,9 +33,8 @@ def report_html(report: Report) -> Markup:
 def _signatures(report: Report) -> list[tuple[object, ...]]:
     rows: list[tuple[object, ...]] = []
     for signature in report.signatures.values():
-        style = (
-            f"padding:.1em .4em;border-radius:.25em;background:{COLOURS.get(signature.verdict, 'rgba(128,128,128,.2)')}"
-        )
+        colour = COLOURS.get(signature.verdict, "rgba(128,128,128,.2)")
+        style = f"white-space:nowrap;padding:.1em .4em;border-radius:.25em;background:{colour}"
         verdict = element("span", signature.verdict, style=style)
         title = element("span", element("b", signature.title), " ", quiet(signature.pairing))
         if not signature.findings:
