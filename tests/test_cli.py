@@ -86,7 +86,8 @@ IMPORTS = f"""
 import sys
 from rcprobe.cli import main
 for line in ("--help", "plugins list", "plugins list --json", "run --help", "demo --help", "rum", "runs list .",
-             "run --config nowhere.toml", "run", "--show-completion"):
+             "run --config nowhere.toml", "run", "--show-completion", "plugins show bundled", "doctor --help",
+             "plugins new class --kind metric"):
     sys.argv = ["rcprobe", *line.split()]
     try:
         main()

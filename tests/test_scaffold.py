@@ -1,6 +1,7 @@
 """Plugins made by `plugins new`: one of each kind, installed as a stranger's and used in a process of its own."""
 
 import json
+import string
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +9,11 @@ from pathlib import Path
 import pytest
 from test_cli import call, refused
 
+import rcprobe
+from rcprobe.commands.plugins import Kind
+from rcprobe.contracts import CHECKS
 from rcprobe.errors import UsageError
-from rcprobe.plugins import registry
+from rcprobe.plugins import KINDS, registry
 from rcprobe.scaffold import STARTS, new_plugin
 
 ROOT = Path(__file__).parent.parent
@@ -75,12 +79,32 @@ def test_each_is_clean_by_ruff_and_by_strict_mypy(made):
         assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.usefixtures("installed")
+def test_each_is_used_as_its_readme_says(tmp_path):
+    config = "metrics = ['answers']\ndecoding.decoder = 'new_decoder'\noptions.encoding = 'new_encoding'\n"
+    (tmp_path / "run.toml").write_text(config)
+    small = ("--limit", "2", "--quiet")
+    for arguments in (
+        ("new_model", "letters", "--data-option", "length=4", "--metric", "new_metric", "--steps", "3"),
+        ("radd", "letters", "--option", "width=8", "--config", str(tmp_path / "run.toml")),
+    ):
+        assert call("run", *arguments, *small).code is None
+    m = rcprobe.load("radd", options={"alphabet": string.printable, "width": 8})
+    report = rcprobe.run(m, "new_dataset", metrics=["new_metric"], limit=2, progress=False)
+    assert len(report.frame("new_metric")) == 4
+
+
 @pytest.mark.parametrize("kind", STARTS)
 def test_each_is_typed_and_has_ten_lines_to_read(made, kind):
     folder = made[kind]
     assert (folder / f"new_{kind}" / "py.typed").exists()
     assert len((folder / "README.md").read_text().splitlines()) == 10
     assert "$" not in (folder / f"new_{kind}" / "__init__.py").read_text()
+
+
+def test_every_kind_has_a_start_and_a_contract():
+    assert list(STARTS) == [kind.value for kind in Kind]
+    assert {f"{kind}s" for kind in STARTS} == set(KINDS) == set(CHECKS)
 
 
 def test_the_folder_is_the_name_with_dashes(tmp_path, monkeypatch):
