@@ -175,7 +175,7 @@ def _metric(metric: Metric) -> Iterator[Check]:
         seen = observe(m, [*pairs, _unasked(pairs[0])], read=metric.reads, controls=CONTROLS)
         columns, again = metric.measure(seen), metric.measure(seen)
         names = ", ".join(list(columns)[:4]) + (", …" if len(columns) > 4 else "")
-        yield Check("values", True, f"{pairing}: one value a pair in {len(columns)} columns ({names})")
+        yield Check("values", True, f"{pairing}: one value a pair, columns: {names}")
         same = all(np.array_equal(columns[name], again[name], equal_nan=True) for name in columns)
         yield Check("repeatable", same, f"{pairing}: measured twice, {'the same' if same else 'other'} values")
         numbers = [name for name, column in columns.items() if not np.isnan(column[-1]).all()]
