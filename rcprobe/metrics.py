@@ -1,4 +1,12 @@
-"""What a metric is: a plain function of an observation, and what is asked of its values."""
+"""What a metric is: a plain function of an observation, and what is asked of its values.
+
+>>> import rcprobe
+>>> @rcprobe.metric(reads={"log_probs"})
+... def loss(seen):
+...     return -seen.log_probs[:, 1]
+>>> loss.name, loss.pairings
+('loss', ('same_target',))
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -101,13 +109,6 @@ def metric(
     ``reads`` says what the engine must measure (``scores``, ``span_scores``, ``log_probs``, ``answers``,
     ``gradients``, ``training_gradients``, ``storage``); ``pairing`` what is asked, the first being the one that is
     judged. A costly metric may be measured ``on_request`` alone. Statistics, controls and verdicts are the core's.
-
-    >>> import rcprobe
-    >>> @rcprobe.metric(reads={"log_probs"})
-    ... def loss(seen):
-    ...     return -seen.log_probs[:, 1]
-    >>> loss.name, loss.pairings
-    ('loss', ('same_target',))
     """
 
     def decorate(function: Callable[["Observation"], "Values | Tensor"]) -> Metric:

@@ -3,6 +3,7 @@
 import doctest
 import inspect
 import shlex
+import shutil
 from importlib import import_module, metadata
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import rcprobe
 from rcprobe import hookspecs
 from rcprobe.hookspecs import Register
 from rcprobe.plugins import KINDS, OTHER_HOOKS
+from rcprobe.probing.engine import READS
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = (ROOT, ROOT / "plugins")
@@ -61,10 +63,11 @@ def test_there_are_no_other_hooks():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Where examples run: a folder with a kept run called as theirs are."""
+    """Where examples run: a folder with kept runs called as theirs are."""
     folder = tmp_path_factory.mktemp("examples")
     options = ("--limit", "2", "--option", "width=8", "--metric", "accuracy", "--quiet")
     assert call("run", "radd", "letters", *options, "--out", str(folder / "runs" / "alibi")).code is None
+    shutil.copytree(folder / "runs" / "alibi", folder / "runs" / "rope")
     return folder
 
 
@@ -86,6 +89,11 @@ def test_examples_in_docstrings_run(name):
     for test in tests:
         failed = doctest.DocTestRunner(verbose=False).run(test).failed
         assert not failed, test.name
+
+
+def test_every_reading_is_in_the_table_for_metrics():
+    page = (ROOT / "docs" / "add-a-metric.md").read_text(encoding="utf-8")
+    assert [name for name in sorted(READS) if f"| `{name}` |" not in page] == []
 
 
 def test_the_readme_names_every_command():
