@@ -107,7 +107,7 @@ def unread(seen):
 
 
 BAD_METRICS = {
-    "reads what isn't": (metric_of(fine, reads={"log_prob"}), "reads", "'log_prob', which is none of answers"),
+    "reads what isn't": (metric_of(fine, reads={"log_prob"}), "reads", "'log_prob', which is none of a"),
     "draws": (metric_of(drawn), "repeatable", "measured twice, other values"),
     "makes up": (metric_of(zero_for_undefined), "undefined", "column 'value' has a number for a pair that couldn't"),
     "gives one number": (metric_of(one_number), "metric", "has shape (); it needs one value a pair"),
