@@ -19,7 +19,7 @@ def pair_html(pair: "QueryPair", beside: Sequence[object] = ("", ""), heading: s
     about = f"fact {pair.fact}, template {pair.template}, {pair.pairing}"
     if pair.unsupported is None:
         about += ", distances δ→ {}, δ← {}".format(*pair.distances).replace("-", "−")
-    return element("div", quiet(about), table(headings, rows))
+    return element("div", quiet(about), table(headings, rows), style="overflow-x:auto")
 
 
 def drawn(query: "Query") -> Markup:
