@@ -108,6 +108,8 @@ def run_command(
         if not getattr(asked, name).strip():
             raise UsageError(f"no {name} is named; rcprobe run MODEL DATASET, or {name} = … in the file of --config")
     show = not (quiet or as_json)
+    tell_failures()  # before hours of a run that a tracker doesn't hear of
+    told = list(registry().failures)
     if dry_run:
         cost = _cost(asked, show)
         if as_json:
@@ -116,7 +118,7 @@ def run_command(
             _print_cost(asked, cost)
     else:
         _run(asked, fresh=fresh, show=show, as_json=as_json, quiet=quiet)
-    tell_failures()
+    tell_failures(told)
 
 
 def _run(asked: RunConfig, *, fresh: bool, show: bool, as_json: bool, quiet: bool) -> None:
