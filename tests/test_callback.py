@@ -1,4 +1,5 @@
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from rcprobe_plugins.models.llama import Llama
 
 # peft 0.21 asks transformers by an old name
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-FACTS = [rcprobe.Fact(c, c.upper(), "{a}00{b}", "{b}0{a}") for c in "abcd"]
+FACTS = [rcprobe.Fact(c, c.upper(), "{a}00{b}", "{b}0{a}") for c in "ab"]
 TOKENIZER = character_tokenizer("0abcdABCD", mask=False)
 
 
@@ -157,16 +158,21 @@ def test_named_steps_are_probed_and_the_report_bears_the_trainings_seed(tmp_path
     assert set(report.frame().seed) == {7}
 
 
-def test_a_training_that_stops_early_is_probed_where_it_stopped(tmp_path):
+@pytest.mark.parametrize("best", [False, True])
+def test_a_training_that_stops_early_is_probed_where_it_stopped(best, tmp_path, monkeypatch):
     class Stop(TrainerCallback):
         def on_step_end(self, args, state, control, **others):
             control.should_training_stop = state.global_step == 2
             return control
 
+        def on_epoch_end(self, args, state, control, **others):
+            args.load_best_model_at_end, state.best_model_checkpoint = best, "checkpoint-1" if best else None
+
+    monkeypatch.setattr(Trainer, "_load_best_model", lambda self: None)
     model = llama()
     callback = rcprobe.ProbeCallback(loaded(model), FACTS, metrics=[plain])
     trainer_of(model, tmp_path, [callback, Stop()]).train()
-    assert [step.step for step in callback.probe.steps] == [0, 2]
+    assert [step.step for step in callback.probe.steps] == ([0] if best else [0, 2])
 
 
 def test_a_training_goes_on_from_its_checkpoint_and_no_other_is_mixed_in(tmp_path):
@@ -211,3 +217,14 @@ def test_what_cannot_be_is_refused_by_name(tmp_path):
             setattr(trainer.args, name, value)
         with pytest.raises(UsageError, match="whole weights in one process"):
             trainer.callback_handler.on_train_begin(trainer.args, trainer.state, trainer.control)
+
+
+def test_the_pages_example_runs(tmp_path, monkeypatch, capsys):
+    page = (Path(__file__).parent.parent / "docs" / "your-own-trainer.md").read_text()
+    block = page.split("<!-- the tests run this block -->\n```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "docs/your-own-trainer.md", "exec"), {})
+    steps = [line.split()[:2] for line in capsys.readouterr().out.splitlines() if line[:1].isdigit()]
+    assert [step for step, _ in steps] == ["0", "20", "40"]
+    assert float(steps[2][1]) < float(steps[1][1])
+    assert (tmp_path / "report" / "report.json").exists()
