@@ -59,7 +59,7 @@ class Probe:
         pairings = dict.fromkeys(pairing for metric in self.metrics for pairing in metric.pairings)
         self.pairs: dict[Pairing, list[QueryPair]] = {p: encode(m, self.dataset.facts, p) for p in pairings}
         self.asked = [ask for pairing, pairs in self.pairs.items() for ask in self._asks(pairing, pairs)]
-        self._passes = Passes(m.model, 2 * len(self.asked), progress)
+        self._passes = Passes(m, 2 * len(self.asked), progress)
 
     def _asks(self, pairing: Pairing, pairs: list[QueryPair]) -> "list[Ask]":
         """One pass for everything where gradients are read of every pair, one more for theirs where of fewer."""
