@@ -51,23 +51,13 @@ def check_asked(revisions: Sequence[str], train: TrainConfig | None) -> None:
         raise UsageError(f"revisions: {what}")
 
 
-def place(model: str, name: str) -> tuple[str, str | None]:
-    """What ``load`` takes for a revision of ``model``: (a folder or file, None), or (a hub id, the revision).
+def places(model: str, names: Sequence[str]) -> list[tuple[str, str | None]]:
+    """What ``load`` takes for each revision of ``model``: (a folder or file, None), or (a hub id, the revision).
 
     A folder's revisions are folders: in it, beside it, or by their own path. Raises ``UsageError`` naming what isn't
     there.
     """
-    if model in registry().names("models"):
-        raise UsageError(f"revisions are checkpoints of a model in a folder or on the hub; {model!r} is built anew")
-    at = Path(model)
-    if at.exists():
-        for found in (at / name, at.parent / name, Path(name)):
-            if found.exists():
-                return str(found), None
-        raise UsageError(f"revision {name!r}: no such folder in {model}, nor beside it, nor as a path of its own")
-    if "/" not in model:
-        raise UsageError(f"revisions are checkpoints of a model in a folder or on the hub; {model!r} is neither")
-    return model, name
+    return [_place(model, name) for name in names]
 
 
 def steps_of(names: Sequence[str]) -> list[int]:
@@ -84,15 +74,15 @@ def find_revisions(m: LoadedModel, names: Sequence[str]) -> tuple[Revision, ...]
     Raises ``UsageError`` naming the first that isn't there, or that is another model or has another tokenizer than
     those before; ``AdapterError`` where its weights aren't whole.
     """
-    places = [place(m.source, name) for name in names]
-    _same_architecture(type(m.adapter), {name: raw_config(*at) for name, at in zip(names, places, strict=True)})
+    found = places(m.source, names)
+    _same_architecture(type(m.adapter), {name: raw_config(*at) for name, at in zip(names, found, strict=True)})
     pickled = bool(m.told.get("allow_pickle"))
-    here = [local_folder(source, Reading(revision, allow_pickle=pickled)) for source, revision in places]
+    here = [local_folder(source, Reading(revision, allow_pickle=pickled)) for source, revision in found]
     files = [check_weights(at, pickled) for at in here]
     _same_tokenizer(dict(zip(names, here, strict=True)))
     return tuple(
         Revision(name, step, source, revision, f"commit {at.name}" if revision else f"sha256 {_digest(its)}")
-        for name, step, (source, revision), at, its in zip(names, steps_of(names), places, here, files, strict=True)
+        for name, step, (source, revision), at, its in zip(names, steps_of(names), found, here, files, strict=True)
     )
 
 
@@ -125,6 +115,20 @@ def said(revisions: Sequence[Revision], most: int = 8) -> str:
     steps = ", ".join(f"{found.step} is {without_path(found.name)}" for found in revisions[:most])
     more = f", and {len(revisions) - most} more" if len(revisions) > most else ""
     return f"the steps are revisions of the model, which were trained elsewhere: {steps}{more}"
+
+
+def _place(model: str, name: str) -> tuple[str, str | None]:
+    if model in registry().names("models"):
+        raise UsageError(f"revisions are checkpoints of a model in a folder or on the hub; {model!r} is built anew")
+    at = Path(model)
+    if at.exists():
+        for found in (at / name, at.parent / name, Path(name)):
+            if found.exists():
+                return str(found), None
+        raise UsageError(f"revision {name!r}: no such folder in {model}, nor beside it, nor as a path of its own")
+    if "/" not in model:
+        raise UsageError(f"revisions are checkpoints of a model in a folder or on the hub; {model!r} is neither")
+    return model, name
 
 
 def _same_architecture(family: type[Adapter], raw: Mapping[str, Mapping[str, Any]]) -> None:

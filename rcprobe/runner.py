@@ -21,7 +21,7 @@ from rcprobe.probing.sizes import BatchSize
 from rcprobe.probing.verify import verify_shift
 from rcprobe.progress import Display
 from rcprobe.report import Report, SeedRun, load_report, save_report
-from rcprobe.revisions import Revision, become, check_asked, described, find_revisions, place, said
+from rcprobe.revisions import Revision, become, check_asked, described, find_revisions, places, said
 from rcprobe.seed_folder import SeedFolder
 from rcprobe.store import RunFolder, open_run
 from rcprobe.summary import summarise
@@ -58,8 +58,9 @@ def run(
     several ``seeds`` each starts from the model's factory, or, for a model that came with weights, from those
     weights; a trained model keeps the weights of the last probe when there is one seed, and gets its own back when
     there are several. ``limit`` takes the first facts only; ``decoding`` says how answers are written, where a
-    metric reads them. ``revisions`` are checkpoints of the model, on the hub or in folders (``rcprobe.revisions.place``
-    says where), loaded one after the other; each is a step of one seed, and ``model`` is left with the one loaded last.
+    metric reads them. ``revisions`` are checkpoints of the model, on the hub or in folders
+    (``rcprobe.revisions.places`` says where), loaded one after the other; each is a step of one seed, and ``model`` is
+    left with the one loaded last.
 
     ``out`` is the folder to keep the run in; None keeps nothing. If the same run stopped there, it goes on, and its
     numbers are those of a run that never stopped (``resume="never"`` refuses instead); another run there is refused
@@ -134,7 +135,7 @@ def _begin(
 def _load(model: str | Path, revisions: Sequence[str] | None) -> LoadedModel:
     if not revisions:
         return load(model)
-    source, revision = place(str(model), revisions[0])
+    source, revision = places(str(model), revisions)[0]
     return load(source, revision=revision)
 
 

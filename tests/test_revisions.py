@@ -17,7 +17,7 @@ from rcprobe.training import train
 
 LETTERS = rcprobe.load_dataset("letters", {"length": 3}).limited(3)
 OPTIONS = {"width": 8, "max_length": 8}
-METRICS = ["accuracy", "reverse_probability", "storage"]
+METRICS = ("accuracy", "reverse_probability", "storage")
 TRAIN = TrainConfig(steps=4, probe_every=2)
 NAMES = ["ckpt-0", "ckpt-2", "ckpt-4"]
 
@@ -32,8 +32,14 @@ def saved(tmp_path_factory):
     return folder
 
 
-def history(model, names=NAMES, **others):
-    return rcprobe.run(model, LETTERS, **{"metrics": METRICS, "progress": False, **others}, revisions=names)
+@pytest.fixture
+def no_page(monkeypatch):
+    """Drawing its figures is most of what keeping so small a run costs."""
+    monkeypatch.setattr("rcprobe.report.figures.installed", lambda: False)
+
+
+def history(model, names=NAMES, metrics=("reverse_probability",), **others):
+    return rcprobe.run(model, LETTERS, metrics=metrics, progress=False, **others, revisions=names)
 
 
 def found(report):
@@ -41,10 +47,10 @@ def found(report):
     return report.frame().to_csv(), report.to_dict()["signatures"], report.accuracy, report.runs[0].fingerprint
 
 
-def test_a_history_says_what_the_run_says_that_trained_it(saved, tmp_path):
+def test_a_history_says_what_the_run_says_that_trained_it(saved, tmp_path, no_page):
     m = rcprobe.load("radd", options=OPTIONS)
     trained = rcprobe.run(m, LETTERS, metrics=METRICS, train=TRAIN, progress=False)
-    report = history(saved, out=tmp_path / "run")
+    report = history(saved, metrics=METRICS, out=tmp_path / "run")
     assert [step.step for step in report.runs[0].steps] == [0, 2, 4]
     assert found(report) == found(trained)
     assert len(set(report.frame("reverse_probability").groupby("step").reverse.sum())) == 3
@@ -58,7 +64,7 @@ def test_a_history_says_what_the_run_says_that_trained_it(saved, tmp_path):
     assert found(rcprobe.Report.load(tmp_path / "run")) == found(trained)
 
 
-def test_a_history_goes_on_where_it_was_stopped_and_loads_only_what_is_left(saved, tmp_path, monkeypatch):
+def test_a_history_goes_on_where_it_was_stopped_and_loads_only_what_is_left(saved, tmp_path, monkeypatch, no_page):
     whole, loaded, become = history(saved), [], revisions.become
 
     def spied(m, revision):
@@ -159,7 +165,7 @@ def test_what_is_missing_or_another_model_is_named_before_anything_is_probed(sav
     assert found(history(others, ["ckpt-0", "ckpt-4"])) == found(history(saved, ["ckpt-0", "ckpt-4"]))
 
 
-def test_revisions_of_the_hub_are_fetched_and_their_commits_kept(saved, tmp_path, monkeypatch):
+def test_revisions_of_the_hub_are_fetched_and_their_commits_kept(saved, tmp_path, monkeypatch, no_page):
     """A hub whose snapshots lie where its client would put them."""
     here = found(history(saved, ["ckpt-0", "ckpt-4"]))
     places = {"step0": saved / "ckpt-0", "step4": saved / "ckpt-4"}
@@ -198,6 +204,9 @@ def test_the_command_keeps_repeats_and_estimates_a_history(saved, tmp_path, monk
     assert found(rcprobe.Report.load(tmp_path / "2")) == found(report)
     cost = json.loads(call("run", saved.name, *asked, *names, "--dry-run", "--json").out)
     assert cost["probes"] == 2
+    assert "revisions: 2" in page
+    assert "revisions: 2" in call("runs", "show", run).out
+    assert f"no such folder in {saved.name}, nor" in call("run", saved.name, *asked, "--revisions", "ckpt-0,no").err
     for wrong, reason in ((("--steps", "3"), "leave out what trains"), (("--revision", "x"), "give one of the two")):
         refused = call("run", saved.name, *asked, *names, *wrong)
         assert refused.code == 2

@@ -156,9 +156,9 @@ def _load(asked: RunConfig, show: bool) -> "LoadedModel":
         _no_progress_bars()
     source, revision = asked.model, asked.revision
     if asked.revisions:
-        from rcprobe.revisions import place
+        from rcprobe.revisions import places
 
-        source, revision = place(asked.model, asked.revisions[0])
+        source, revision = places(asked.model, asked.revisions)[0]
     return load(
         source,
         options=asked.options,
