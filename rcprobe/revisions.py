@@ -1,6 +1,5 @@
 """A model's history: checkpoints of one model, loaded one after the other into one place."""
 
-import gc
 import hashlib
 import json
 import re
@@ -92,7 +91,6 @@ def become(m: LoadedModel, revision: Revision) -> None:
     dtype = None if "quantization_config" in told else str(m.dtype).removeprefix("torch.")
     device = str(m.device)
     m.replace_model(nn.Module())  # before the next is there: two may be more than memory holds
-    gc.collect()
     loaded = load(
         revision.source,
         adapter=type(m.adapter),
