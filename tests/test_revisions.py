@@ -192,12 +192,13 @@ def test_revisions_of_the_hub_are_fetched_and_their_commits_kept(saved, tmp_path
 def test_the_command_keeps_repeats_and_estimates_a_history(saved, tmp_path, monkeypatch):
     monkeypatch.chdir(saved.parent)
     run = str(tmp_path / "run")
-    asked = ("letters", "--limit", "2", "--metric", "reverse_probability")
+    asked = ("letters", "--data-option", "length=3", "--limit", "2", "--metric", "reverse_probability")
     names = ("--revisions", "ckpt-0,ckpt-4")
     done = call("run", saved.name, *asked, *names, "--quiet", "--out", run)
     assert done.code is None, done.err
     report = rcprobe.Report.load(run)
     assert [step.step for step in report.runs[0].steps] == [0, 4]
+    assert report.frame("reverse_probability").reverse.notna().all()
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["stops"] == [0, 4]
     assert manifest["config"]["revisions"] == ["ckpt-0", "ckpt-4"]
