@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rcprobe.report import Report
     from rcprobe.runner import load_dataset, run
     from rcprobe.training import TrainConfig
+    from rcprobe.training.callback import ProbeCallback
 
 __version__ = "0.1.0"
 
@@ -39,6 +40,7 @@ _HOME = {
     "OptionError": "errors",
     "OvCircuit": "adapter",
     "Probe": "probe",
+    "ProbeCallback": "training.callback",
     "Query": "facts",
     "QueryPair": "facts",
     "RcprobeError": "errors",
@@ -68,6 +70,7 @@ __all__ = [
     "OptionError",
     "OvCircuit",
     "Probe",
+    "ProbeCallback",
     "Query",
     "QueryPair",
     "RcprobeError",
