@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rcprobe.report import Report
     from rcprobe.runner import load_dataset, run
     from rcprobe.training import TrainConfig
+    from rcprobe.training.callback import ProbeCallback
 
 __version__ = "0.1.0"
 
@@ -41,6 +42,7 @@ _HOME = {
     "OptionError": "errors",
     "OvCircuit": "adapter",
     "Probe": "probe",
+    "ProbeCallback": "training.callback",
     "Query": "facts",
     "QueryPair": "facts",
     "RcprobeError": "errors",
@@ -72,6 +74,7 @@ __all__ = [
     "OptionError",
     "OvCircuit",
     "Probe",
+    "ProbeCallback",
     "Query",
     "QueryPair",
     "RcprobeError",

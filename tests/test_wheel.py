@@ -73,6 +73,12 @@ def test_it_holds_the_parts_of_a_reports_page(wheel):
         assert f"rcprobe/report/page/{name}" in wheel.namelist()
 
 
+def test_it_holds_what_new_plugins_are_made_from(wheel):
+    templates = {f"rcprobe/templates/{path.name}" for path in (ROOT / "rcprobe" / "templates").iterdir()}
+    assert len(templates) == 13
+    assert templates <= set(wheel.namelist())
+
+
 def test_it_holds_nothing_else(wheel):
     tops = {name.split("/")[0] for name in wheel.namelist()}
     assert tops == {*PACKAGES, f"rcprobe-{rcprobe.__version__}.dist-info"}

@@ -115,6 +115,8 @@ def _made(report: Report) -> str:
         f"{seeds} seed{'s'[: seeds != 1]}",
         f"trained {train['steps']:,} steps, forward statements only" if train else "not trained here",
     ]
+    if info.get("revisions"):
+        parts.append(f"revisions: {len(info['revisions'])}")
     if "parameters" in info:
         parts.insert(0, f"{info['parameters']:,} parameters")
     return "; ".join(parts)
