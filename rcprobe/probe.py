@@ -6,13 +6,14 @@ from copy import copy
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rcprobe.decoding import Decoding
 from rcprobe.errors import DataError, UsageError
 from rcprobe.facts import Dataset, Fact, Pairing, QueryPair
 from rcprobe.loaded import LoadedModel
-from rcprobe.measured import Measured, PairTable, Step
+from rcprobe.measured import Measured, PairTable, Step, per_fact
 from rcprobe.metrics import Metric, resolve_metrics
 from rcprobe.plugins import registry
 from rcprobe.probing.continuation import GREEDY
@@ -21,6 +22,7 @@ from rcprobe.probing.sizes import BatchSize, resolve
 from rcprobe.progress import Passes, Progress
 from rcprobe.queries import encode
 from rcprobe.report import Report, SeedRun
+from rcprobe.statistics import weighted_mean
 from rcprobe.summary import summarise
 from rcprobe.training.processes import processes
 
@@ -124,9 +126,9 @@ class Probe:
                 coverage[pairing] = seen.gradients.coverage()
             if ask.whole:
                 excluded[pairing] = Counter(seen.excluded.values())
-                right = _right(seen)
-                accuracy[pairing] = {name: _means(both) for name, both in right.items()}
-                judged[pairing] = {name: _facts(both, ask.table) for name, both in right.items()}
+                right = {name: _by_fact(both, ask.table) for name, both in _right(seen).items()}
+                accuracy[pairing] = {name: _means(by_fact) for name, by_fact in right.items()}
+                judged[pairing] = {name: _counts(by_fact) for name, by_fact in right.items()}
             elif broken := Counter(reason for reason in seen.excluded.values() if "gradient" in reason):
                 excluded[f"{pairing}, gradients"] = broken
             for metric in ask.metrics:
@@ -201,11 +203,18 @@ def _right(seen: Observation) -> Mapping[str, Tensor]:
     return judged if seen.continued is None else {**judged, GREEDY: seen.continued}
 
 
-def _means(right: Tensor) -> tuple[float, float]:
-    return float(right[:, 0].nanmean()), float(right[:, 1].nanmean())
+def _by_fact(right: Tensor, table: PairTable) -> NDArray[np.float64]:
+    """Each trained fact's share of right answers, both ways [F, 2]; NaN for a fact that couldn't be asked."""
+    kept, facts = table.trained, int(table.fact.max(initial=-1)) + 1
+    values = right.cpu().numpy()[kept]
+    return np.stack([per_fact(values[:, way], table.fact[kept], facts) for way in (0, 1)], axis=1)
 
 
-def _facts(right: Tensor, table: PairTable) -> tuple[int, int]:
+def _means(by_fact: NDArray[np.float64]) -> tuple[float, float]:
+    return weighted_mean(by_fact[:, 0]), weighted_mean(by_fact[:, 1])
+
+
+def _counts(by_fact: NDArray[np.float64]) -> tuple[int, int]:
     """Of how many facts a pair was judged, each way."""
-    defined = ~right.isnan().cpu().numpy()
-    return len(np.unique(table.fact[defined[:, 0]])), len(np.unique(table.fact[defined[:, 1]]))
+    forward, reverse = (~np.isnan(by_fact)).sum(axis=0).tolist()
+    return forward, reverse

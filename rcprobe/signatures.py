@@ -206,13 +206,19 @@ def score_rows(
 
 
 def fact_values(condition: Condition, measured: Measured, start: Measured | None) -> tuple[Floats, Floats | None]:
-    """Each trained fact's value and its control's, if there is one; with ``start``, their growth since then."""
-    columns = []
+    """Each trained fact's value and its control's, if there is one; with ``start``, their growth since then.
+
+    A pair that lacks one of the two has no part in either: else they would be means over unlike pairs.
+    """
+    kept, fact = _kept(measured), measured.table.fact[_kept(measured)]
+    rows = []
     for name in condition.columns:
         values = _cells(measured.columns[name])
         if start is not None:
             values = values - _cells(start.columns[name])
-        columns.append(_by_fact(_row_mean(values)[_kept(measured)], measured.table.fact[_kept(measured)]))
+        rows.append(_row_mean(values)[kept])
+    both = ~np.isnan(np.stack(rows)).any(axis=0)
+    columns = [_by_fact(np.where(both, row, np.nan), fact) for row in rows]
     return columns[0], columns[1] if len(columns) > 1 else None
 
 

@@ -66,11 +66,24 @@ def predictions(dataset: Dataset, steps: Sequence[Sequence[Step]]) -> tuple[Pred
     for outcome in (ANSWERED, LOG_P):
         ends = [_outcome(dataset, seed[-1], outcome) for seed in steps]
         tables = [_table(dataset, seed, end) for seed, end in zip(steps, ends, strict=True) if end is not None]
+        tables = _alike(tables)
         if len(tables) == len(steps) and tables[0].names:
             swapped = [m for m in steps[0][-1].measured if m.pairing == "swapped"]
             pairs = max(swapped, key=lambda m: len(m.table.fact))
             found += _predict(dataset, outcome, tables, pairs)
     return tuple(found)
+
+
+def _alike(tables: Sequence[_Table]) -> list[_Table]:
+    """Tables with the same columns in the same order; NaN where a seed lacks one (a metric failed in it)."""
+    names = tuple(sorted({name for table in tables for name in table.names}, key=lambda name: name[1]))
+    found = []
+    for table in tables:
+        values = np.full((len(table.outcome), len(names)), np.nan)
+        for column, name in enumerate(table.names):
+            values[:, names.index(name)] = table.signatures[:, column]
+        found.append(_Table(table.outcome, values, names))
+    return found
 
 
 def _outcome(dataset: Dataset, step: Step, outcome: str) -> Floats | None:
@@ -145,7 +158,7 @@ def _predict(dataset: Dataset, outcome: str, tables: Sequence[_Table], pairs: Me
     sides = [(t.signatures[facts], t.outcome[facts]) for t in tables]
     if outcome == LOG_P:
         sides = [(_ranked(x, group), _ranked(y[:, None], group)[:, 0]) for x, y in sides]
-    why = _one_sided(outcome, [y for _, y in sides])
+    why = _one_sided(outcome, [y for _, y in sides], len(facts) < len(defined))
     if why or not len(facts):
         numbers = [(math.nan, math.nan, math.nan, math.nan, 0)] * len(tables[0].names)
     elif dataset.replicate == "seed":
@@ -177,12 +190,16 @@ def _groups(pairs: Measured, size: int, facts: Ints) -> tuple[Ints, Ints, Ints]:
     return kept, group[large][order], cluster[kept]
 
 
-def _one_sided(outcome: str, ends: Sequence[Floats]) -> str:
-    """Why there is nothing to foretell where all facts had the same outcome in every seed; else nothing."""
+def _one_sided(outcome: str, ends: Sequence[Floats], partly: bool) -> str:
+    """Why there is nothing to foretell where all facts had the same outcome in every seed; else nothing.
+
+    ``partly``: facts of small groups were left out before.
+    """
     if outcome == ANSWERED and all(not len(y) or np.ptp(y) == 0 for y in ends):
         shares = {float(y.mean()) for y in ends if len(y)}
         known = {frozenset({0.0}): "no fact transfers", frozenset({1.0}): "all facts transfer"}
-        return known.get(frozenset(shares), "all facts of a seed transfer, or none does") if shares else ""
+        said = known.get(frozenset(shares), "all facts of a seed transfer, or none does") if shares else ""
+        return f"of the {len(ends[0])} facts in groups of {FEWEST} alike ones, {said}" if said and partly else said
     return ""
 
 
@@ -228,7 +245,10 @@ def _over_seeds(sides: Sequence[tuple[Floats, Floats]], group: Ints) -> list[tup
 def _over_facts(
     sides: Sequence[tuple[Floats, Floats]], group: Ints, cluster: Ints
 ) -> list[tuple[float, float, float, float, int]]:
-    """Bootstrap over clusters, and outcomes exchanged within groups, for all columns at once: (r, low, high, p, n)."""
+    """Bootstrap over clusters, and outcomes exchanged within groups, for all columns at once: (r, low, high, p, n).
+
+    p is the larger of the two ways': exchanged one by one, facts that share a name count as more than they are.
+    """
 
     def mean(order: Ints | None = None, weights: Floats | None = None) -> Floats:
         each = np.stack([_r(x, y if order is None else y[order], group, weights) for x, y in sides])
@@ -253,7 +273,9 @@ def _over_facts(
             found.append((float(r), math.nan, math.nan, math.nan, n))
         else:
             low, high = np.quantile(kept, [0.025, 0.975])
-            found.append((float(r), float(low), float(high), float(1 + beyond[c]) / (1 + PERMUTATIONS), n))
+            sides_of_zero = min(int((kept <= 0).sum()), int((kept >= 0).sum()))
+            p = max((1 + beyond[c]) / (1 + PERMUTATIONS), min(1.0, 2 * (1 + sides_of_zero) / (1 + len(kept))))
+            found.append((float(r), float(low), float(high), float(p), n))
     return found
 
 

@@ -150,7 +150,8 @@ def test_every_family_can_be_knocked_out(name):
     pairs = encode(m, STATEMENTS[2:], "swapped")
     found = knock_out(m, [query for pair in pairs for query in (pair.forward, pair.reverse)], 40)
     assert found.heads.shape[1:] == (2, 1 if name == "qwen3.5" else 2, 4)
-    assert found.everywhere.isfinite().all()
+    assert found.everywhere[:, 0].isfinite().all()
+    assert found.everywhere[:, 1].isfinite().any()
     assert (found.heads[:, 0, -1].abs() > 1e-7).any(dim=0).all()  # each head of the last layer is really cut
 
 
@@ -182,11 +183,19 @@ def test_the_control_is_no_mask_no_special_token_and_nothing_unseen():
     masked, causal = model_of("radd rope"), model_of("gpt2-mini")
     ids = (1, 1, masked.mask_id, 1, 1, 1, 1)
     assert control_tokens(masked, located((4,), (6,), 7, ids)) == (1,)
-    assert control_tokens(causal, located((2,), (1,), 6)) == (0,)  # 3 is as far away, and not to be seen
+    assert control_tokens(causal, located((3,), (2,), 6)) == (1,)  # 4 is as far away, and not to be seen
     tokenizer = type("WithEnds", (), {"bos_token_id": 9, "eos_token_id": None})()
     begun = replace(causal, tokenizer=tokenizer)
     assert control_tokens(begun, located((3,), (1,), 4, (9, 1, 1, 1))) == (2,)
-    assert control_tokens(begun, located((3,), (1,), 4, (1, 1, 9, 1))) == (0,)
+    assert control_tokens(begun, located((3,), (1,), 4, (1, 1, 9, 1))) == ()
+
+
+def test_the_first_token_of_a_causal_model_draws_attention_whatever_it_is():
+    masked, causal = model_of("radd rope"), model_of("gpt2-mini")
+    assert control_tokens(causal, located((2,), (1,), 3)) == ()  # no control
+    assert control_tokens(causal, located((4,), (0,), 5)) == ()  # nothing is like it
+    assert control_tokens(causal, located((5,), (0, 1), 6)) == ()
+    assert control_tokens(masked, located((2,), (1,), 3)) == (0,)
 
 
 # --- what can't be cut ---

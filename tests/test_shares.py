@@ -8,10 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import synthetic
+import torch
 from scipy import stats
 
 import rcprobe
-from rcprobe.measured import Measured
+from rcprobe.measured import Measured, PairTable
+from rcprobe.probe import _by_fact, _counts, _means
 from rcprobe.report import plain
 from rcprobe.report.curves import accuracy
 from rcprobe.report.export import to_csv
@@ -122,3 +124,25 @@ def test_a_probe_counts_facts_and_a_step_keeps_the_count(tmp_path):
     assert step.judged["swapped"][FULL] == (3, 3)  # é has no token; a fact is asked at many places and counts once
     save_step(tmp_path / "step", step)
     assert load_step(tmp_path / "step").judged == step.judged
+
+
+def test_accuracy_is_that_of_trained_facts_and_each_counts_once():
+    """A fact asked at many places weighs no more than one asked at few; held-out facts have no part."""
+    letters = rcprobe.load_dataset("letters", {"length": 4}).facts
+    short = replace(letters[1], forward=letters[1].forward[:1], reverse=letters[1].reverse[:1])
+    facts = [letters[0], short, replace(letters[2], trained=False)]
+    probe = rcprobe.Probe(rcprobe.load("radd", options={"width": 8, "max_length": 4}), facts, ["accuracy"])
+    step = probe.step(0)
+    assert step.judged["swapped"][FULL] == (2, 2)
+    (measured,) = step.measured[:1]
+    values = measured.columns["reverse, full vocabulary"]
+    own = [np.nanmean(values[measured.table.fact == fact]) for fact in (0, 1)]
+    assert step.accuracy["swapped"][FULL][1] == pytest.approx(np.mean(own))
+
+
+def test_shares_are_of_facts_not_of_pairs():
+    table = PairTable(*([np.zeros(10, dtype=np.int64)] * 6), np.ones(10, dtype=bool))
+    table = replace(table, fact=np.array([0] * 9 + [1]))
+    right = torch.tensor([[1.0, 1.0]] * 9 + [[0.0, 1.0]], dtype=torch.float64)
+    by_fact = _by_fact(right, table)
+    assert (_means(by_fact), _counts(by_fact)) == ((0.5, 1.0), (2, 2))

@@ -128,3 +128,16 @@ def test_all_conditions_must_hold():
 def test_a_metric_with_nothing_to_judge_is_refused():
     with pytest.raises(PluginError, match="none of its conditions is judged"):
         Metric("m", frozenset(), ("swapped",), dict, (Condition("c", "mean", ("x",), 0.0, "u", judged=False),))
+
+
+def test_a_pair_without_a_control_has_no_part_in_either_side():
+    """Else a fact's value and its control would be means over unlike pairs."""
+    control = noise(2, 1.0)
+    values = control.copy()
+    values[::TEMPLATES] += 5.0  # the first template is easier, and lacks its control in every tenth fact
+    control[::TEMPLATES] += 5.0
+    control[: 10 * TEMPLATES : TEMPLATES] = np.nan
+    last = [measured(0, 1, {"x": values, "control": control})]
+    (finding,) = find(metric(MEAN), last, last, "fact")
+    assert finding.estimate.value == pytest.approx(0.0, abs=1e-12)
+    assert finding.matched == pytest.approx(finding.control)

@@ -99,11 +99,12 @@ def test_an_inverse_relation_is_the_opposite():
     assert found.high < 0
 
 
-def test_p_is_the_share_of_exchanges_that_reach_r():
+def test_p_is_no_less_than_the_share_of_exchanges_that_reach_r():
     rng = np.random.default_rng(1)
     found = asked([[step(0, one_pair_a_fact(48), right=RIGHT, cosine=NOISE)]])[ANSWERED, COSINE, 0]
     null = [abs(np.corrcoef(rng.permutation(RIGHT), NOISE)[0, 1]) for _ in range(1000)]
-    assert found.p == pytest.approx(np.mean(np.array(null) >= abs(found.r)), abs=0.1)
+    exchanged = np.mean(np.array(null) >= abs(found.r))
+    assert exchanged - 0.1 <= found.p <= exchanged + 0.25  # the larger of two ways' p
 
 
 def test_noise_is_seldom_taken_for_a_prediction():
@@ -225,3 +226,39 @@ def test_nothing_is_said_where_nothing_was_measured():
     assert nothing.transfer == ()
     assert foretold(nothing) is None
     assert lines(nothing) == []
+
+
+def test_a_signature_that_one_seed_or_step_lacks_leaves_the_others():
+    pairs = one_pair_a_fact(48)
+
+    def seed(number, lacking):
+        whole = step(1, pairs, number, right=RIGHT, cosine=RIGHT + 0.3 * NOISE)
+        kept = tuple(m for m in whole.measured if m.metric != lacking)
+        return [replace(whole, measured=kept)]
+
+    found = asked([seed(0, None), seed(1, "gradient_alignment")])
+    assert found[ANSWERED, COSINE, 1].r > 0.5
+    seeds = asked([seed(n, "gradient_alignment" if n == 5 else None) for n in range(6)], replicate="seed")
+    assert seeds[ANSWERED, COSINE, 1].n == 5
+
+
+def test_facts_that_share_a_name_do_not_count_as_many():
+    """Twenty families of five alike facts and no effect: exchanged one by one, chance would look like an effect."""
+    taken = 0
+    for draw in range(12):
+        rng = np.random.default_rng(draw)
+        family = np.repeat(np.arange(20), 5)
+        pairs = replace(one_pair_a_fact(100), cluster=family)
+        right = rng.integers(2, size=20)[family].astype(float)
+        cosine = rng.normal(size=20)[family] + 0.1 * rng.normal(size=100)
+        found = asked([[step(1, pairs, draw, right=right, cosine=cosine)]], 100)[ANSWERED, COSINE, 1]
+        taken += found.p < 0.05
+    assert taken <= 3
+
+
+def test_who_was_left_out_is_not_spoken_of():
+    strata = np.where(np.arange(48) < 10, 1, np.arange(48))
+    pairs = replace(one_pair_a_fact(48), stratum=strata)
+    right = (np.arange(48) >= 10).astype(float)
+    found = asked([[step(1, pairs, right=right, cosine=NOISE)]])[ANSWERED, COSINE, 1]
+    assert found.why == "of the 10 facts in groups of 8 alike ones, no fact transfers"

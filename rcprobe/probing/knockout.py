@@ -50,11 +50,15 @@ def control_tokens(m: LoadedModel, query: Query) -> tuple[int, ...]:
     For each token of the evidence in turn: the free token whose distance to the first query row is nearest to that
     token's own; of two as near, the one on the other side of the row, and of two on one side the one further left.
     Free are tokens that are neither evidence, masks nor query rows, nor begin or end texts (to those much attention
-    goes whatever is asked), and that a causal model's first query row can see.
+    goes whatever is asked), and that a causal model's first query row can see. A causal model's first token draws
+    attention as a begin token does, whatever it is: it is no control, and evidence that holds it has none.
     """
+    causal = m.adapter.objective == "causal"
+    if causal and 0 in query.evidence_positions:
+        return ()
     special = {m.mask_id, *(getattr(m.tokenizer, f"{name}_token_id", None) for name in ENDS)}
-    end = query.row if m.adapter.objective == "causal" else len(query.input_ids)
-    taken = {*query.rows, *query.evidence_positions}
+    end = query.row if causal else len(query.input_ids)
+    taken = {*query.rows, *query.evidence_positions, *([0] if causal else [])}
     free = [p for p in range(end) if p not in taken and query.input_ids[p] not in special]
     if len(free) < len(query.evidence_positions):
         return ()

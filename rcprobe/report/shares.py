@@ -93,8 +93,11 @@ def _written(report: Report) -> list[Share]:
                 continue
             for way in ("forward", "reverse"):
                 values = [m.columns[f"{way}, {kind}"] for m in measured]
-                by_fact = [per_fact(v, m.table.fact, size) for v, m in zip(values, measured, strict=True)]
+                by_fact = [
+                    per_fact(v[m.table.trained], m.table.fact[m.table.trained], size)
+                    for v, m in zip(values, measured, strict=True)
+                ]
                 facts = min(int((~np.isnan(one)).sum()) for one in by_fact)
-                means = [weighted_mean(v) for v in values]
+                means = [weighted_mean(one) for one in by_fact]
                 found.append(_share(report, (pairing, f"written, {kind}", way), means, facts))
     return found
