@@ -14,7 +14,15 @@ project = "rcprobe"
 version = release = rcprobe.__version__
 copyright = "the authors of rcprobe"
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "mathml", "command_pages", "public_names"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "docstrings",
+    "mathml",
+    "command_pages",
+    "public_names",
+]
 exclude_patterns = ["_build"]
 nitpicky = True
 nitpick_ignore_regex = [("py:.*", r"(?!rcprobe\.).*")]  # other projects' names: their pages need a network
@@ -25,9 +33,9 @@ html_math_renderer = "mathml"
 
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
-autodoc_use_type_comments = False
 autodoc_preserve_defaults = True
-napoleon_google_docstring = napoleon_numpy_docstring = False
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
 
 html_theme = "furo"
 html_title = f"rcprobe {version}"
