@@ -26,7 +26,8 @@ def main(folder: Path, steps: int = 1000) -> None:
     train = rcprobe.TrainConfig(steps=steps, lr=3e-3, probe_every=max(1, steps // 20))
     panels = []
     for title, (model, options) in MODELS.items():
-        report = rcprobe.run(model, letters, seeds=3, train=train, options=options, metrics=["reverse_probability"])
+        m = rcprobe.load(model, options=options)
+        report = rcprobe.run(m, letters, seeds=3, train=train, metrics=["reverse_probability"])
         figure = probability(report)
         [panel] = [panel for panel in figure.panels if panel.title == READING]
         panels.append(replace(panel, title=title))

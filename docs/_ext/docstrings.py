@@ -1,15 +1,21 @@
-"""Docstrings are plain text: an upright line in them is an absolute value, never a substitution."""
+"""Docstrings are plain text: what reStructuredText would read into them is put into its terms first."""
 
+import re
 from typing import Any
 
 from sphinx.application import Sphinx
 
+ATTRIBUTE = re.compile(r"^ {4}(?=\w)([\w, ]+): (.*)")
+
 
 def plain(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
-    """Escape upright lines outside of code."""
+    """An upright line is an absolute value, no substitution; a list of attributes is a list of fields."""
     parts = "\n".join(lines).split("``")
     parts[::2] = [part.replace("|", r"\|") for part in parts[::2]]
     lines[:] = "``".join(parts).split("\n")
+    if "Attributes:" in lines:
+        start = lines.index("Attributes:")
+        lines[start:] = [ATTRIBUTE.sub(r":ivar \1: \2", line) for line in lines[start + 1 :]]
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
