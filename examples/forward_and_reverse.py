@@ -2,7 +2,7 @@
 
 $ .venv/bin/python examples/forward_and_reverse.py docs/_static
 
-trains a masked diffusion model and a causal one on letter pairs, forward only, from three seeds each (two minutes on
+trains a masked diffusion model and a causal one on letter pairs, forward only, from five seeds each (a few minutes on
 two cores), and writes probability.svg and the numbers behind it, probability.csv.
 """
 
@@ -27,7 +27,7 @@ def main(folder: Path, steps: int = 1000) -> None:
     panels = []
     for title, (model, options) in MODELS.items():
         m = rcprobe.load(model, options=options)
-        report = rcprobe.run(m, letters, seeds=3, train=train, metrics=["reverse_probability"])
+        report = rcprobe.run(m, letters, seeds=5, train=train, metrics=["reverse_probability"])
         figure = probability(report)
         [panel] = [panel for panel in figure.panels if panel.title == READING]
         panels.append(replace(panel, title=title))

@@ -18,7 +18,15 @@ def plain(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: li
         lines[start:] = [ATTRIBUTE.sub(r":ivar \1: \2", line) for line in lines[start + 1 :]]
 
 
+def signature(
+    app: Sphinx, what: str, name: str, thing: Any, options: Any, called: str | None, returned: str | None
+) -> tuple[str | None, str | None]:
+    """A default that is made anew for each call has no text that Python reads."""
+    return called and called.replace("<factory>", "..."), returned
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Read every docstring so."""
     app.connect("autodoc-process-docstring", plain)
+    app.connect("autodoc-process-signature", signature)
     return {"parallel_read_safe": True}
