@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rcprobe.adapter import Adapter, OvCircuit
+    from rcprobe.comparison import Comparison, compare
     from rcprobe.decoding import Decoding, decode, decoder
     from rcprobe.encoding import Encoding
     from rcprobe.errors import OptionError, RcprobeError
@@ -23,11 +24,13 @@ if TYPE_CHECKING:
     from rcprobe.report import Report
     from rcprobe.runner import load_dataset, run
     from rcprobe.training import TrainConfig
+    from rcprobe.training.callback import ProbeCallback
 
 __version__ = "0.1.0"
 
 _HOME = {
     "Adapter": "adapter",
+    "Comparison": "comparison",
     "Condition": "metrics",
     "Dataset": "facts",
     "Decoding": "decoding",
@@ -39,11 +42,13 @@ _HOME = {
     "OptionError": "errors",
     "OvCircuit": "adapter",
     "Probe": "probe",
+    "ProbeCallback": "training.callback",
     "Query": "facts",
     "QueryPair": "facts",
     "RcprobeError": "errors",
     "Report": "report",
     "TrainConfig": "training",
+    "compare": "comparison",
     "decode": "decoding",
     "decoder": "decoding",
     "encode": "queries",
@@ -57,6 +62,7 @@ _HOME = {
 
 __all__ = [
     "Adapter",
+    "Comparison",
     "Condition",
     "Dataset",
     "Decoding",
@@ -68,11 +74,13 @@ __all__ = [
     "OptionError",
     "OvCircuit",
     "Probe",
+    "ProbeCallback",
     "Query",
     "QueryPair",
     "RcprobeError",
     "Report",
     "TrainConfig",
+    "compare",
     "decode",
     "decoder",
     "encode",

@@ -39,6 +39,7 @@ KEYS = {
     "model": "a text",
     "options": "a table",
     "revision": "a text",
+    "revisions": "a list of texts",
     "peft": "a text",
     "device_map": "a text",
     "quantization_config": "a table",
@@ -105,6 +106,7 @@ class RunConfig:
     dataset: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
     revision: str | None = None
+    revisions: list[str] | None = None
     peft: str | None = None
     device_map: str | None = None
     quantization_config: Mapping[str, Any] | None = None

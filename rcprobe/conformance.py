@@ -42,20 +42,21 @@ def check_adapter(family: type[Adapter]) -> tuple[Check, ...]:
         try:
             m = tiny_model(family)
         except Exception as error:  # noqa: BLE001 - a stranger's code may raise anything
-            return (Check("tiny model", False, f"it can't be built ({_told(error)}); {HOW_SMALL}"),)
+            return (Check("tiny model", False, f"it can't be built ({told(error)}); {HOW_SMALL}"),)
         found = []
         for name, check in _checks(family, m):
             try:
                 found += check()
             except Exception as error:  # noqa: BLE001 - as above
-                found.append(Check(name, False, _told(error)))
+                found.append(Check(name, False, told(error)))
     return tuple(found)
 
 
 def report(name: str, found: Sequence[Check]) -> str:
-    """The checks of an adapter in words, a line each; what is wrong first."""
+    """The checks of a plugin in words, a line each; what is wrong first."""
     wrong = sum(check.passed is False for check in found)
-    head = f"{name}: {f'{wrong} of {len(found)} checks failed' if wrong else 'every check that applies passed'}"
+    passed = "every check that applies passed" if any(check.passed for check in found) else "nothing could be checked"
+    head = f"{name}: {f'{wrong} of {len(found)} checks failed' if wrong else passed}"
     words = {False: "wrong", True: "ok", None: "–"}
     ordered = sorted(found, key=lambda check: check.passed is not False)
     return "\n".join([head, *(f"  {words[check.passed]:<6} {check.name}: {check.seen}" for check in ordered)])
@@ -200,5 +201,6 @@ def _storage(m: LoadedModel) -> Check:
     return Check("storage", sound, f"{table.shape[0]} layers, {table.shape[1]} heads" if sound else "it isn't finite")
 
 
-def _told(error: Exception) -> str:
+def told(error: Exception) -> str:
+    """An error as a check tells it: rcprobe's own words, or another's with its type."""
     return str(error) if isinstance(error, RcprobeError) else f"{type(error).__name__}: {error}"

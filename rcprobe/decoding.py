@@ -89,6 +89,13 @@ class Decoder:
 def decoder(*, attention: bool = False) -> Callable[[Choice], Decoder]:
     """Make a decoder of a function from what is ``Open`` to the indices of those to commit; ``attention`` asks for
     the weights between open positions.
+
+    >>> import rcprobe
+    >>> @rcprobe.decoder()
+    ... def surest(state):
+    ...     return state.confidence.topk(1).indices
+    >>> surest.name
+    'surest'
     """
     return lambda function: Decoder(function.__name__, function, attention)
 
@@ -112,6 +119,13 @@ def decode(
     """
     how = how or Decoding()
     rule = None if m.adapter.objective == "causal" else registry().checked("decoders", how.decoder, Decoder)
+    return write(m, queries, how, rule, batch_size=batch_size)
+
+
+def write(
+    m: LoadedModel, queries: Sequence[Query], how: Decoding, rule: Decoder | None, *, batch_size: BatchSize = "auto"
+) -> list[Answer]:
+    """``decode`` by a decoder itself, registered or not; None for a causal model."""
 
     def work(indices: list[int]) -> list[Answer]:
         prompts = [_prompt(m, queries[i], how) for i in indices]

@@ -49,6 +49,10 @@ class Cost:
     memory: int
     how: str = HOW
 
+    def times(self, revisions: int) -> "Cost":
+        """The cost of as many models, one after the other, as a history has revisions."""
+        return replace(self, probes=revisions * self.probes, seconds=revisions * self.seconds)
+
 
 def estimate(
     m: LoadedModel,

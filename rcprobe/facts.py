@@ -24,6 +24,11 @@ class Fact:
     ``a_answers`` and ``b_answers`` are other right answers for a and for b (a child has two parents).
     ``trained`` is false for facts held out of training. ``taught`` are the texts that training shows, where those
     aren't the forward statements that are asked (held-out templates). Raises ``DataError`` for templates out of order.
+
+    >>> import rcprobe
+    >>> oslo = rcprobe.Fact("Oslo", "Norway", forward="{a} is the capital of {b}.", reverse="{b}'s capital is {a}.")
+    >>> oslo.statement("reverse")
+    ("Norway's capital is Oslo.", (20, 24), (0, 6))
     """
 
     a: str
@@ -92,7 +97,8 @@ class Query:
     ``input_ids`` holds masks (masked objective) or the left context with the target's tokens but the last forced
     (causal). ``rows`` are the positions whose logits predict ``target_ids``, one each; ``evidence_positions`` are
     those of the evidence's tokens. ``other_texts`` are other right answers, ``other_answers`` their tokens in the
-    target's place. A query that can't be asked carries the reason in ``unsupported`` and no positions.
+    target's place. ``tokens`` are what each id shows of the text, None for a mask. A query that can't be asked carries
+    the reason in ``unsupported`` and no positions.
     """
 
     direction: Direction
@@ -106,6 +112,7 @@ class Query:
     unsupported: str | None = None
     other_texts: tuple[str, ...] = ()
     other_answers: tuple[tuple[int, ...], ...] = ()
+    tokens: tuple[str | None, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def row(self) -> int:
@@ -149,6 +156,11 @@ class QueryPair:
         f, r = self.forward, self.reverse
         counts = (len(f.target_ids), len(r.target_ids), len(f.evidence_positions), len(r.evidence_positions))
         return (self.template, *counts, *self.distances, len(f.input_ids), len(r.input_ids))
+
+    def _repr_html_(self) -> str:
+        from rcprobe.drawn_pairs import pair_html
+
+        return pair_html(self)
 
 
 @dataclass(frozen=True)

@@ -39,15 +39,17 @@ def make_manifest(
     *,
     decoding: Decoding | None,
     config: Mapping[str, Any] | None,
+    revisions: Mapping[str, str] | None,
+    stops: Sequence[int],
 ) -> dict[str, Any]:
     """The manifest of a run that is about to start, as strict JSON holds it.
 
     ``settings`` are all that the numbers depend on, and what a run that goes on must agree with; ``config`` (of
-    ``config_of``) runs it again; ``stops`` are the probed steps.
+    ``config_of``) runs it again; ``stops`` are the probed steps. Of a model's history ``revisions`` tells the weights.
     """
     settings = {
-        **describe(m, dataset, metrics, seeds, train, batch_size, decoding),
-        "fingerprint": m.fingerprint(),
+        **describe(m, dataset, metrics, seeds, train, batch_size, decoding, revisions),
+        "fingerprint": None if revisions else m.fingerprint(),
         "tokenizer": _tokenizer(m.tokenizer),
         "facts_digest": _digest({**dataset_json(dataset), "options": None}),
         "conditions": {metric.name: [asdict(condition) for condition in metric.conditions] for metric in metrics},
@@ -61,7 +63,7 @@ def make_manifest(
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "command": command(sys.argv),
             "config": config,
-            "stops": train.probed() if train else (0,),
+            "stops": list(stops),
             "settings": settings,
         }
     )
@@ -75,6 +77,7 @@ def describe(
     train: TrainConfig | None,
     batch_size: BatchSize,
     decoding: Decoding | None,
+    revisions: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """How a run was made: what repeats it, and nothing of the machine's paths."""
     plugins = {(e.origin.distribution, e.origin.version) for e in registry().entries}
@@ -97,8 +100,9 @@ def describe(
         "dtype": str(m.dtype).removeprefix("torch."),
         "device": m.device.type,
         "attention": getattr(m.config, "_attn_implementation", None),
-        "revision": getattr(m.config, "_commit_hash", None),
-        "loading": _told(m),
+        "revision": None if revisions else getattr(m.config, "_commit_hash", None),
+        "revisions": dict(revisions or {}) or None,
+        "loading": _told(m, of_history=bool(revisions)),
         "plugins": dict(sorted(plugins)),
         "versions": versions(),
         "threads": torch.get_num_threads(),
@@ -120,6 +124,7 @@ def config_of(
     batch_size: BatchSize,
     limit: int | None,
     decoding: Decoding | None,
+    revisions: Sequence[str] = (),
 ) -> dict[str, Any] | None:
     """The configuration that ``rcprobe run --config`` takes to do the same, ``dataset`` being the one before ``limit``.
 
@@ -134,8 +139,9 @@ def config_of(
     settings = {
         "model": _kept_here(m.source),
         "options": dict(m.options),
-        **_told(m),
-        "revision": getattr(m.config, "_commit_hash", None),
+        **_told(m, of_history=bool(revisions)),
+        "revision": None if revisions else getattr(m.config, "_commit_hash", None),
+        "revisions": list(revisions) or None,
         "dataset": dataset.name,
         "dataset_options": dict(dataset.options),
         "limit": limit,
@@ -170,9 +176,10 @@ def without_path(source: str) -> str:
     return Path(source).name if os.path.isabs(os.path.expanduser(source)) else source
 
 
-def _told(m: LoadedModel) -> dict[str, Any]:
-    """What ``load`` was told of a checkpoint."""
-    return {name: without_path(value) if isinstance(value, str) else value for name, value in m.told.items()}
+def _told(m: LoadedModel, *, of_history: bool) -> dict[str, Any]:
+    """What ``load`` was told of a checkpoint; of a history, which revision is in place doesn't count."""
+    told = {name: value for name, value in m.told.items() if not (of_history and name == "revision")}
+    return {name: without_path(value) if isinstance(value, str) else value for name, value in told.items()}
 
 
 def _kept_here(source: str) -> str:

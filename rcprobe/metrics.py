@@ -1,4 +1,12 @@
-"""What a metric is: a plain function of an observation, and what is asked of its values."""
+"""What a metric is: a plain function of an observation, and what is asked of its values.
+
+>>> import rcprobe
+>>> @rcprobe.metric(reads={"log_probs"})
+... def loss(seen):
+...     return -seen.log_probs[:, 1]
+>>> loss.name, loss.pairings
+('loss', ('same_target',))
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -45,8 +45,13 @@ class Origin:
         """The distribution's version."""
         return self.dist.version if self.dist is not None else ""
 
+    @property
+    def package(self) -> str:
+        """The distribution's name and version."""
+        return f"{self.distribution} {self.version}".rstrip()
+
     def __str__(self) -> str:
-        return f"plugin {self.plugin!r} ({self.distribution} {self.version})"
+        return f"plugin {self.plugin!r} ({self.package})"
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,8 @@ class Failure:
 class Registry:
     """All names of all loaded plugins.
 
-    Attributes: ``entries`` (in order of registration) and ``failures`` (plugins that were left out).
+    Attributes: ``entries`` (in order of registration), ``failures`` (plugins or hooks that were left out, and why) and
+    ``blocked`` (plugins that weren't to be loaded).
     """
 
     def __init__(self) -> None:
@@ -79,6 +85,23 @@ class Registry:
         self.origins: list[Origin] = []
         self.entries: list[Entry] = []
         self.failures: list[Failure] = []
+        self.blocked: list[Origin] = []
+
+    def known(self) -> list[Origin]:
+        """Every plugin: those that were loaded, left out and blocked."""
+        return list(dict.fromkeys([*self.origins, *(failure.origin for failure in self.failures), *self.blocked]))
+
+    def state(self, origin: Origin) -> str:
+        """How a plugin stands: ``loaded``, ``faulty`` (loaded, and a hook failed), ``left out`` or ``disabled``."""
+        if origin in self.blocked:
+            return "disabled"
+        if origin not in self.origins:
+            return "left out"
+        return "faulty" if self.reasons(origin) else "loaded"
+
+    def reasons(self, origin: Origin) -> str:
+        """What is wrong with a plugin; empty where nothing is."""
+        return "; ".join(failure.reason for failure in self.failures if failure.origin == origin)
 
     def names(self, kind: str) -> list[str]:
         """The registered names of one of ``KINDS``."""
@@ -90,6 +113,13 @@ class Registry:
             if entry.kind == kind and entry.name == name:
                 return entry
         raise UnknownNameError(kind.removesuffix("s"), name, self.names(kind))
+
+    def named(self, name: str) -> list[Entry]:
+        """The entries of a name, of whatever kind. Raises ``UnknownNameError`` with the nearest known name."""
+        entries = [entry for entry in self.entries if entry.name == name]
+        if not entries:
+            raise UnknownNameError("plugin entry", name, {entry.name for entry in self.entries})
+        return entries
 
     def get(self, kind: str, name: str) -> Any:
         """Import and return what a name stands for. Raises ``UnknownNameError`` or ``PluginError``."""
@@ -188,7 +218,9 @@ def load_registry(entry_points: Iterable[metadata.EntryPoint], blocked: Sequence
     registry = Registry()
     for point in sorted(set(entry_points), key=lambda point: (point.value != BUNDLED, point.name, point.value)):
         distribution = point.dist.name if blocked and point.dist is not None else ""
-        if point.name not in blocked and distribution not in blocked:
+        if point.name in blocked or distribution in blocked:
+            registry.blocked.append(Origin(point.name, point.value, point.dist))
+        else:
             registry.add(point)
     return registry
 

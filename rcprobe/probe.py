@@ -65,7 +65,7 @@ class Probe:
         self.pairs: dict[Pairing, list[QueryPair]] = {p: encode(m, self.dataset.facts, p) for p in pairings}
         _some_can_be_asked(m, self.pairs)
         self.asked = [ask for pairing, pairs in self.pairs.items() for ask in self._asks(pairing, pairs)]
-        self._passes = Passes(m.model, 2 * len(self.asked), progress)
+        self._passes = Passes(m, 2 * len(self.asked), progress)
 
     def _asks(self, pairing: Pairing, pairs: list[QueryPair]) -> "list[Ask]":
         """One pass for everything where costly metrics see every pair, one more for theirs where they see fewer."""

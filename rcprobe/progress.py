@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
-    from torch import nn
+
+    from rcprobe.loaded import LoadedModel
 
 Progress = Callable[[int, int], None]
 
@@ -57,8 +58,8 @@ def _bars() -> "Bars":
 class Passes:
     """Tells ``progress`` of each forward pass of a model inside; ``expected`` is a guess until it was left once."""
 
-    def __init__(self, model: "nn.Module", expected: int, progress: Progress | None) -> None:
-        self.model, self.expected, self.progress, self.done = model, expected, progress, 0
+    def __init__(self, m: "LoadedModel", expected: int, progress: Progress | None) -> None:
+        self.m, self.expected, self.progress, self.done = m, expected, progress, 0
 
     @contextmanager
     def counted(self) -> Iterator[None]:
@@ -67,7 +68,7 @@ class Passes:
             yield
             return
         self.done = 0
-        handle = self.model.register_forward_hook(self._count)
+        handle = self.m.model.register_forward_hook(self._count)
         try:
             yield
         finally:

@@ -1,4 +1,4 @@
-"""``pytest --rcprobe-conformance[=NAME]``: the checks of ``rcprobe plugins check`` as tests, one a model family."""
+"""``pytest --rcprobe-conformance[=NAME]``: the checks of ``rcprobe plugins check`` as tests, one a registered name."""
 
 import pytest
 
@@ -12,18 +12,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="NAME",
         nargs="?",
         const=EVERY,
-        help="Hold a registered model family to what it declares; without a name, every one that is installed.",
+        help="Hold what is registered under a name to its contract; without a name, everything that is installed.",
     )
 
 
 def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Add an item for each family that is asked for."""
+    """Add an item for each name that is asked for."""
     asked = config.getoption("--rcprobe-conformance")
     if asked is None:
         return
     from rcprobe.plugins import registry
 
-    names = registry().names("models") if asked == EVERY else [asked]
+    names = dict.fromkeys(entry.name for entry in registry().entries) if asked == EVERY else [asked]
     items += [Conformance.from_parent(session, name=name) for name in names]
 
 
@@ -32,21 +32,21 @@ class FailedChecks(Exception):
 
 
 class Conformance(pytest.Item):
-    """The checks of one family."""
+    """The checks of one name."""
 
     def runtest(self) -> None:
         """Fail with the checks that failed."""
-        from rcprobe.adapter import Adapter
-        from rcprobe.conformance import check_adapter, report
+        from rcprobe.conformance import report
+        from rcprobe.contracts import check
         from rcprobe.errors import RcprobeError
-        from rcprobe.plugins import registry
 
         try:
-            found = check_adapter(registry().checked("models", self.name, Adapter))
+            found = check(self.name)
         except RcprobeError as error:
             raise FailedChecks(str(error)) from error
-        if any(check.passed is False for check in found):
-            raise FailedChecks(report(self.name, found))
+        wrong = [checks for checks in found.values() if any(one.passed is False for one in checks)]
+        if wrong:
+            raise FailedChecks("\n".join(report(self.name, checks) for checks in wrong))
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: str | None = None) -> str:
         """The words alone: a traceback through rcprobe tells a plugin's author nothing."""

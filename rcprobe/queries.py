@@ -17,6 +17,12 @@ def encode(m: LoadedModel, facts: Sequence[Fact], pairing: Pairing = "same_targe
     ``swapped``: the forward query asks for b from a, the reverse query for a from b.
     Spans come from the tokenizer's character offsets. What can't be asked is kept, with the reason in
     ``unsupported``. Raises ``DataError`` for no facts or a tokenizer without offsets.
+
+    >>> import rcprobe
+    >>> m = rcprobe.load("radd", options={"width": 8})
+    >>> (pair,) = rcprobe.encode(m, [rcprobe.Fact("d", "D", forward="{a}00{b}", reverse="0{b}0{a}")])
+    >>> pair.forward.target, pair.forward.evidence, pair.distances
+    ('d', 'D', (3, 2))
     """
     if pairing not in ("same_target", "swapped"):
         raise DataError(f"pairing {pairing!r}; use 'same_target' or 'swapped'")
@@ -65,7 +71,10 @@ def _query(m: LoadedModel, fact: Fact, template: int, direction: Direction, *, a
     texts = tuple(fact.a_answers if asks_a else fact.b_answers)
     answers = _answers(m, fact, template, direction, asks_a=asks_a, texts=texts)
     located = replace(empty, other_texts=texts, other_answers=answers)
-    return _place(m, located, ids, target_positions, evidence_positions)
+    shown = tuple(
+        text[s:e] or str(m.tokenizer.convert_ids_to_tokens(i)) for i, (s, e) in zip(ids, offsets, strict=True)
+    )
+    return _place(m, replace(located, tokens=shown), ids, target_positions, evidence_positions)
 
 
 def _place(
@@ -81,14 +90,17 @@ def _place(
         return replace(query, unsupported="a causal model can't see evidence that stands after its target")
     if adapter.objective == "masked" and adapter.shift and rows[0] in evidence:
         return replace(query, unsupported="the row that predicts the target lies inside the evidence")
+    tokens: tuple[str | None, ...]
     if adapter.objective == "causal":
-        prompt = ids[: target[-1]]
+        prompt, tokens = ids[: target[-1]], query.tokens[: target[-1]]
     else:
         assert m.mask_id is not None
         prompt = tuple(m.mask_id if i in target else token for i, token in enumerate(ids))
+        tokens = tuple(None if i in target else token for i, token in enumerate(query.tokens))
     return replace(
         query,
         input_ids=prompt,
+        tokens=tokens,
         target_ids=tuple(ids[i] for i in target),
         rows=rows,
         evidence_positions=evidence,

@@ -21,12 +21,14 @@ from rcprobe.probing.sizes import BatchSize
 from rcprobe.probing.verify import verify_shift
 from rcprobe.progress import Display
 from rcprobe.report import Report, SeedRun, load_report, save_report
+from rcprobe.revisions import Revision, become, check_asked, described, find_revisions, places, said
 from rcprobe.seed_folder import SeedFolder
 from rcprobe.store import RunFolder, open_run
 from rcprobe.summary import summarise
 from rcprobe.training import Checkpoint, TrainConfig
 from rcprobe.training import train as train_model
-from rcprobe.training.choice import best_rate, said, try_rates
+from rcprobe.training.choice import best_rate, try_rates
+from rcprobe.training.choice import said as said_of_rates
 from rcprobe.training.method import adapted
 from rcprobe.training.processes import Processes, processes
 
@@ -40,6 +42,7 @@ def run(
     *,
     metrics: Sequence[str | Metric] | None = None,
     train: TrainConfig | None = None,
+    revisions: Sequence[str] | None = None,
     seeds: int = 1,
     limit: int | None = None,
     batch_size: BatchSize = "auto",
@@ -56,13 +59,17 @@ def run(
     several ``seeds`` each starts from the model's factory, or, for a model that came with weights, from those
     weights; a trained model keeps the weights of the last probe when there is one seed, and gets its own back when
     there are several. ``limit`` takes the first facts only; ``decoding`` says how answers are written, where a
-    metric reads them.
+    metric reads them. ``revisions`` are checkpoints of the model, on the hub or in folders
+    (``rcprobe.revisions.places`` says where), loaded one after the other; each is a step of one seed, and ``model`` is
+    left with the one loaded last.
 
     ``out`` is the folder to keep the run in; None keeps nothing. If the same run stopped there, it goes on, and its
     numbers are those of a run that never stopped (``resume="never"`` refuses instead); another run there is refused
     with what differs. ``fresh`` starts over in a new folder beside it, x-2 for x. Raises subclasses of
     ``RcprobeError``.
     """
+    if revisions is not None:
+        check_asked(revisions, train)
     data = load_dataset(dataset) if isinstance(dataset, str) else _as_dataset(dataset)
     whole, data = data, data.limited(limit)
     chosen = resolve_metrics(metrics)
@@ -70,27 +77,28 @@ def run(
         raise UsageError(f"seeds is {seeds}; use 1 or more")
     team = processes()
     with _opened(out, team, resume, fresh) as kept:
-        m = model if isinstance(model, LoadedModel) else load(model)
+        m = model if isinstance(model, LoadedModel) else _load(model, revisions)
         if seeds > 1 and train is None and m.factory is None:
             raise UsageError(
                 "several seeds of one set of weights, without training, would be the same run; use seeds=1"
             )
+        history = find_revisions(m, revisions) if revisions else ()
         first = train.seed if train else 0
         numbers = range(first, first + seeds)
         if kept is not None:
-            config = config_of(m, whole, chosen, numbers, train, batch_size, limit, decoding)
-            kept.begin(
-                make_manifest(m, data, chosen, numbers, train, batch_size, decoding=decoding, config=config), data
-            )
+            config = config_of(m, whole, chosen, numbers, train, batch_size, limit, decoding, revisions or ())
+            _begin(kept, m, data, chosen, numbers, train, batch_size, decoding, history, config)
         team.wait()
         with Display(progress and team.first) as display:
             if train is not None and train.lr_grid:
                 train, note = _with_chosen_rate(m, data, train, display, kept)
                 data = replace(data, notes=(*data.notes, note))
-            runs = _run_seeds(m, data, chosen, numbers, train, batch_size, decoding, display, kept)
+            if history:
+                data = replace(data, notes=(*data.notes, said(history)))
+            runs = _run_seeds(m, data, chosen, numbers, train, batch_size, decoding, display, kept, history)
             if kept is not None and kept.finished():
                 return load_report(kept)
-            report = summarise(m, data, chosen, runs, train=train, decoding=decoding)
+            report = summarise(m, data, chosen, runs, train=train, decoding=decoding, revisions=described(history))
             if kept is not None:
                 if kept.writes:
                     save_report(report, kept.path, display.bar("writing values.csv"))
@@ -99,6 +107,41 @@ def run(
     if team.first:
         registry().notify("run_finished", report=report)
     return report
+
+
+def _begin(
+    kept: RunFolder,
+    m: LoadedModel,
+    data: Dataset,
+    metrics: Sequence[Metric],
+    seeds: range,
+    train: TrainConfig | None,
+    batch_size: BatchSize,
+    decoding: Decoding | None,
+    history: Sequence[Revision],
+    config: Mapping[str, Any] | None,
+) -> None:
+    """Write what the run is, or make sure that it is the one that is kept."""
+    manifest = make_manifest(
+        m,
+        data,
+        metrics,
+        seeds,
+        train,
+        batch_size,
+        decoding=decoding,
+        config=config,
+        revisions=described(history),
+        stops=train.probed() if train else [found.step for found in history] or (0,),
+    )
+    kept.begin(manifest, data)
+
+
+def _load(model: str | Path, revisions: Sequence[str] | None) -> LoadedModel:
+    if not revisions:
+        return load(model)
+    source, revision = places(str(model), revisions)[0]
+    return load(source, revision=revision)
 
 
 @contextmanager
@@ -127,7 +170,7 @@ def _with_chosen_rate(
         tried = try_rates(m, data, train, display.bar("learning rates"))
         if kept is not None:
             kept.keep_tried_rates(tried)
-    return replace(train, lr=best_rate(tried)), said(tried)
+    return replace(train, lr=best_rate(tried)), said_of_rates(tried)
 
 
 def _run_seeds(
@@ -140,6 +183,7 @@ def _run_seeds(
     decoding: Decoding | None,
     display: Display,
     kept: RunFolder | None,
+    history: Sequence[Revision],
 ) -> list[SeedRun]:
     """Each seed from its own start; a model that came with weights has them back at the end if there are several."""
     several = len(seeds) > 1
@@ -154,10 +198,21 @@ def _run_seeds(
         if weights is not None:
             m.model.load_state_dict(weights)
         one = m.replica(seed) if several and m.factory is not None else m
-        bar, probing = display.bar(f"seed {seed}, training"), display.bar(f"seed {seed}, probing")
+        bar = display.bar("revisions" if history else f"seed {seed}, training")
+        probing = display.bar(f"seed {seed}, probing")
         with adapted(one, train, seed, keep=not several) if train is not None else nullcontext():
             found = run_seed(
-                one, data, metrics, train, seed, batch_size, bar, probing=probing, kept=folder, decoding=decoding
+                one,
+                data,
+                metrics,
+                train,
+                seed,
+                batch_size,
+                bar,
+                probing=probing,
+                kept=folder,
+                decoding=decoding,
+                revisions=history,
             )
         runs.append(found)
     if weights is not None:
@@ -178,13 +233,14 @@ def run_seed(
     probing: Progress | None = None,
     kept: SeedFolder | None = None,
     decoding: Decoding | None = None,
+    revisions: Sequence[Revision] = (),
 ) -> SeedRun:
-    """One seed: train if asked, probe at each stop. A training that diverges ends as the run's ``failure``.
+    """One seed: train if asked, probe at each stop, or each of the ``revisions`` of a model that isn't trained.
 
-    ``progress`` hears of training steps, ``probing`` of a probe's passes. ``training`` is
-    ``rcprobe.training.train``, or what yields the same stops with the same weights in the model; with ``kept``, whose
-    steps are not done again, it is given ``state`` and ``keep`` too. Raises ``RunError`` naming a kept
-    file that is damaged.
+    A training that diverges ends as the run's ``failure``. ``progress`` hears of training steps or revisions,
+    ``probing`` of a probe's passes. ``training`` is ``rcprobe.training.train``, or what yields the same stops with the
+    same weights in the model; with ``kept``, whose steps are not done again, it is given ``state`` and ``keep`` too.
+    Raises ``RunError`` naming a kept file that is damaged.
     """
     if kept is not None and kept.finished():
         run = _kept_seed(seed, kept)
@@ -198,6 +254,8 @@ def run_seed(
     try:
         if train is not None:
             _train(m, probe, train, progress, training, kept)
+        elif revisions:
+            _follow(m, probe, revisions, progress, kept)
         else:
             if m.factory is None:
                 verify_shift(m, _queries(probe, "reverse"))
@@ -231,6 +289,21 @@ def _train(
         if stop.step == train.steps:
             verify_shift(m, _queries(probe, "forward"))
         _probe(probe, stop.step, stop.loss, kept)
+
+
+def _follow(
+    m: LoadedModel, probe: Probe, revisions: Sequence[Revision], progress: Progress | None, kept: SeedFolder | None
+) -> None:
+    """Probe each revision. Of those that ``kept`` has, none is loaded but the last, which the model is left with."""
+    done = kept.numbers() if kept is not None else ()
+    for number, revision in enumerate(revisions):
+        if progress is not None:
+            progress(number, len(revisions))
+        if revision is revisions[-1] or revision.step not in done:
+            become(m, revision)
+        if revision is revisions[-1]:
+            verify_shift(m, _queries(probe, "forward"))
+        _probe(probe, revision.step, None, kept)
 
 
 def _probe(probe: Probe, number: int, loss: float | None, kept: SeedFolder | None) -> None:

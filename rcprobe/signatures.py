@@ -144,19 +144,19 @@ def _undefined(condition: Condition, replicate: str) -> Finding:
 
 def _contrast(condition: Condition, last: Sequence[Measured], first: Sequence[Measured], replicate: str) -> Finding:
     """A mean, or effect size, of one value a fact: its template pairs, layers and heads averaged."""
-    per_seed = [_per_fact(condition, a, b if condition.growth else None) for a, b in zip(last, first, strict=True)]
+    per_seed = [fact_values(condition, a, b if condition.growth else None) for a, b in zip(last, first, strict=True)]
     contrasts = [value - control if control is not None else value for value, control in per_seed]
     statistic = hedges_dz if condition.statistic == "effect_size" else weighted_mean
     if replicate == "seed":
         estimate = over_seeds([statistic(x) for x in contrasts], condition.margin)
     else:
-        clusters = _first_of_each(last[0].table.fact[_kept(last[0])], last[0].table.cluster[_kept(last[0])])
+        clusters = fact_clusters(last[0])
         defined = ~np.isnan(np.stack(contrasts)).all(axis=0)
         estimate = over_clusters(
             lambda w: _mean([statistic(x, w) for x in contrasts]), clusters, condition.margin, defined=defined
         )
     paired = [(value, control) for value, control in per_seed if control is not None]
-    start = [_per_fact(condition, b, None) for b in first]
+    start = [fact_values(condition, b, None) for b in first]
     return Finding(
         condition,
         estimate,
@@ -171,20 +171,19 @@ def _contrast(condition: Condition, last: Sequence[Measured], first: Sequence[Me
 
 def _correlation(condition: Condition, last: Sequence[Measured], first: Sequence[Measured], replicate: str) -> Finding:
     """The pooled correlation over facts inside (layer, head, δ→, δ←), freed of stratum means."""
-    rows = [_score_rows(condition, measured) for measured in last]
+    rows = [score_rows(condition, measured) for measured in last]
     if replicate == "seed":
         estimate = over_seeds([score_correlation(*row).pooled for row in rows], condition.margin)
     else:
-        kept = _kept(last[0])
         estimate = over_clusters(
             lambda w: _mean([score_correlation(*row, weights=w).pooled for row in rows]),
-            last[0].table.cluster[kept],
+            row_clusters(last[0]),
             condition.margin,
             resamples=500,
             defined=~np.isnan(rows[0][0]).all(axis=1),
         )
     tests = [permutation_test(*row, permutations=PERMUTATIONS[replicate], seed=seed) for seed, row in enumerate(rows)]
-    start = [score_correlation(*_score_rows(condition, measured)).pooled for measured in first]
+    start = [score_correlation(*score_rows(condition, measured)).pooled for measured in first]
     if replicate == "fact" and not math.isnan(estimate.p):
         estimate = replace(estimate, p=max(estimate.p, tests[0][0]))
     return Finding(
@@ -197,15 +196,17 @@ def _correlation(condition: Condition, last: Sequence[Measured], first: Sequence
     )
 
 
-def _score_rows(
+def score_rows(
     condition: Condition, measured: Measured
 ) -> tuple[Floats, Floats, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """What ``score_correlation`` takes of trained facts: both scores [R, C], and each row's group, stratum and fact."""
     kept, table = _kept(measured), measured.table
     forward, reverse = (_cells(measured.columns[name])[kept] for name in condition.columns)
     return forward, reverse, table.group[kept], table.stratum[kept], table.fact[kept]
 
 
-def _per_fact(condition: Condition, measured: Measured, start: Measured | None) -> tuple[Floats, Floats | None]:
+def fact_values(condition: Condition, measured: Measured, start: Measured | None) -> tuple[Floats, Floats | None]:
+    """Each trained fact's value and its control's, if there is one; with ``start``, their growth since then."""
     columns = []
     for name in condition.columns:
         values = _cells(measured.columns[name])
@@ -247,8 +248,15 @@ def _by_fact(values: Floats, fact: NDArray[np.int64]) -> Floats:
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def _first_of_each(fact: NDArray[np.int64], cluster: NDArray[np.int64]) -> NDArray[np.int64]:
-    return cluster[np.unique(fact, return_index=True)[1]]
+def row_clusters(measured: Measured) -> NDArray[np.int64]:
+    """The cluster of each row of ``score_rows``."""
+    return measured.table.cluster[_kept(measured)]
+
+
+def fact_clusters(measured: Measured) -> NDArray[np.int64]:
+    """The cluster of each trained fact, facts in ascending order."""
+    kept = _kept(measured)
+    return measured.table.cluster[kept][np.unique(measured.table.fact[kept], return_index=True)[1]]
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -1,6 +1,6 @@
 """From what seeds measured to a report that judges it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rcprobe.decoding import Decoding
 from rcprobe.facts import Dataset
@@ -19,6 +19,7 @@ def summarise(
     *,
     train: TrainConfig | None,
     decoding: Decoding | None = None,
+    revisions: Mapping[str, str] | None = None,
 ) -> Report:
     """Judge seeds that were run, wherever they ran."""
     groups = next(iter(dataset.readings.values()), ())
@@ -30,5 +31,5 @@ def summarise(
         runs,
         chance=chance,
         identities=m.adapter.identities(m.model),
-        info=describe(m, dataset, metrics, [run.seed for run in runs], train, size, decoding),
+        info=describe(m, dataset, metrics, [run.seed for run in runs], train, size, decoding, revisions),
     )

@@ -3,11 +3,13 @@
 import numpy as np
 
 from rcprobe.facts import Dataset, Fact
+from rcprobe.files import write_json
 from rcprobe.measured import Measured, PairTable, Step
 from rcprobe.metrics import Condition, Metric
 from rcprobe.report import Report, SeedRun, build
 from rcprobe.signatures import Finding, Signature
 from rcprobe.statistics import Estimate
+from rcprobe.store import REPORT, SCHEMA, RunFolder
 
 LAYERS, HEADS = 3, 2
 INFO = {
@@ -143,6 +145,22 @@ def report(count=40, seeds=2, replicate="fact", info=None, given=None, **options
 def judged(dataset, runs, info=None):
     """The report of seeds that were run."""
     return build(dataset, METRICS, runs, chance=0.01, identities={}, info={**INFO, **(info or {})})
+
+
+def kept(report, folder):
+    """A report as a finished run's folder, without its page."""
+    folder.mkdir()
+    run = RunFolder(folder)
+    settings = {**report.info, "seeds": [seed.seed for seed in report.runs], "tokenizer": "made up"}
+    run.begin({"schema": SCHEMA, "settings": settings, "stops": [0, 100], "config": None}, report.dataset)
+    for seed in report.runs:
+        part = run.seed(seed.seed)
+        for step in seed.steps:
+            part.save_step(step)
+        part.finish(seed.failure, seed.fingerprint, [step.step for step in seed.steps], 1)
+    write_json(folder / REPORT, report.to_dict())
+    run.finish()
+    return folder
 
 
 def large(count=10_000):

@@ -16,6 +16,7 @@ from unittest.mock import patch
 import pytest
 import typer
 
+import rcprobe
 from rcprobe import cli
 from rcprobe.plugins import registry
 
@@ -85,7 +86,8 @@ IMPORTS = f"""
 import sys
 from rcprobe.cli import main
 for line in ("--help", "plugins list", "plugins list --json", "run --help", "demo --help", "rum", "runs list .",
-             "run --config nowhere.toml", "run", "--show-completion"):
+             "run --config nowhere.toml", "run", "--show-completion", "plugins show bundled", "doctor --help",
+             "plugins new class --kind metric"):
     sys.argv = ["rcprobe", *line.split()]
     try:
         main()
@@ -365,12 +367,14 @@ def test_starting_twice_in_one_process_blames_nobody():
     before = call("plugins", "list")
     again = call("plugins", "list")
     assert (again.out, again.err) == (before.out, before.err)
+    assert f"bundled                  rcprobe {rcprobe.__version__}            loaded\n" in before.out
     assert "demo" not in again.err
 
 
 def test_plugins_list_as_json():
     found = strict(call("plugins", "list", "--json").out)
-    assert set(found) == {"entries", "failures"}
+    assert set(found) == {"plugins", "entries", "failures"}
+    assert {"plugin": "bundled", "state": "loaded", "error": None}.items() <= found["plugins"][0].items()
     radd = next(entry for entry in found["entries"] if entry["name"] == "radd")
     assert radd["kind"] == "models"
     assert radd["distribution"] == "rcprobe"
@@ -387,6 +391,55 @@ def test_plugins_show_describes_a_name(name):
     (entry,) = strict(call("plugins", "show", name, "--json").out)
     assert entry["name"] == name
     assert entry["description"] in done.out
+
+
+def test_plugins_show_takes_a_plugins_own_name():
+    done = call("plugins", "show", "bundled")
+    assert done.code is None
+    assert "bundled (plugin): registers radd, gpt2-mini" in done.out
+    assert "state    loaded\n" in done.out
+
+
+SOURCES = {
+    "quits": "raise RuntimeError('needs a licence key')\n",
+    "half_there": """
+import rcprobe
+
+@rcprobe.hookimpl
+def register_models(register):
+    register("half", "no_such_module:Half")
+""",
+    "never": "1 / 0\n",
+}
+
+
+def test_what_failed_is_listed_and_shown_with_its_state_and_error(tmp_path):
+    for name, source in SOURCES.items():
+        (tmp_path / f"{name}.py").write_text(source)
+    script = """
+import sys
+from rcprobe.cli import main
+for line in sys.argv[1:]:
+    sys.argv = ["rcprobe", *line.split()]
+    try:
+        main()
+    except SystemExit as ended:
+        print("ended", ended.code)
+"""
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    switches = {"RCPROBE_PLUGINS": "quits,half_there,never", "RCPROBE_DISABLE_PLUGINS": "never"}
+    lines = ("plugins list", "plugins show quits", "plugins show half", "plugins show never")
+    done = python("-c", script, *lines, env={**os.environ, **switches, "PYTHONPATH": path})
+    listed, left_out, broken, disabled = (part.split() for part in done.stdout.split("ended ")[:4])
+    text = " ".join(listed)
+    for state in ("quits unknown distribution left out", "never unknown distribution disabled", "distribution loaded"):
+        assert state in text
+    assert "left out: plugin 'quits' (unknown distribution): RuntimeError: needs a licence key" in done.stderr
+    assert "state left out: RuntimeError: needs a licence key" in " ".join(left_out)
+    assert "state broken: plugin 'half_there'" in " ".join(broken)
+    assert "No module named 'no_such_module'" in " ".join(broken)
+    assert "state disabled" in " ".join(disabled)
+    assert [part.split()[0] for part in done.stdout.split("ended ")[1:]] == ["None", "1", "1", "None"]
 
 
 # --- stopping ---

@@ -281,6 +281,10 @@ def test_a_kept_run_gives_its_page_and_the_command_that_repeats_it(tmp_path):
         assert done.out.startswith(start)
     assert call("report", run, "--out", str(tmp_path / "x.html")).code is None
     assert Reader((tmp_path / "x.html").read_text()).text == text
+    shutil.copytree(run, tmp_path / "again")
+    both = call("compare", run, str(tmp_path / "again"), "--format", "md")
+    assert "run and again probed the same weights" in both.out
+    assert "1 seed; a comparison needs 5" in both.out
     refused = call("report", str(tmp_path / "none"))
     assert refused.code not in (None, 0)
     assert "none" in refused.err

@@ -38,6 +38,51 @@ def test_an_encoding_of_ones_own_is_seen_in_the_table(tmp_path):
     assert "which encodings transfer" in found.stdout
 
 
+IN_TURN = """
+import runpy, sys
+
+for path in sys.argv[1:]:
+    print("notebook", path)
+    runpy.run_path(path, run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory):
+    """Notebook → what it prints; one process runs them all, because importing torch takes longer than they do."""
+    folder = tmp_path_factory.mktemp("notebooks")
+    names = ("first_probe", "your_own_metric", "your_own_model")
+    for name in names:
+        code = script(EXAMPLES / f"{name}.ipynb", folder)
+        (folder / f"{name}.py").write_text(code, encoding="utf-8")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RCPROBE_")}
+    command = [sys.executable, "-c", IN_TURN, *(f"{name}.py" for name in names)]
+    environment["PYTHONPATH"] = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+    found = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert found.returncode == 0, found.stderr
+    parts = found.stdout.split("notebook ")[1:]
+    return {name: part.partition("\n")[2] for name, part in zip(names, parts, strict=True)}
+
+
+def test_a_first_probe_prints_what_it_found(printed):
+    assert "52 letters" in printed["first_probe"]
+    assert {"0", "200", "400"} <= set(printed["first_probe"].split())
+
+
+def test_a_metric_of_ones_own_is_checked_and_measured(printed):
+    assert "surprise: every check that applies passed" in printed["your_own_metric"]
+    assert "extra" in printed["your_own_metric"]
+
+
+def test_a_model_of_ones_own_is_checked_and_learns(printed):
+    out = printed["your_own_model"]
+    assert "my-lm: every check that applies passed" in out
+    assert "it declares causal attention, but changing the last token" in out
+    (((forward, reverse),),) = [eval(line, {}) for line in out.splitlines() if line.startswith("((")]
+    assert 0 <= reverse <= forward
+    assert forward > 0.2
+
+
 @pytest.mark.parametrize("notebook", sorted(EXAMPLES.glob("*.ipynb")), ids=lambda path: path.stem)
 def test_notebooks_are_kept_without_output(notebook):
     for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:

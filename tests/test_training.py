@@ -138,3 +138,8 @@ def test_averages_of_half_precision_weights_move():
         average.update()
     assert average.shadow[0].dtype == torch.float32
     torch.testing.assert_close(average.shadow[0], parameter.detach().float(), rtol=1e-3, atol=0)
+
+
+def test_a_statement_that_the_tokenizer_cannot_read_is_named():
+    with pytest.raises(DataError, match=r"tokenizer can't read 'Oslo and Norway'"):
+        forward_statements(tiny(), [Fact("Oslo", "Norway", "{a} and {b}", "{b} and {a}")])

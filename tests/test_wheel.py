@@ -69,8 +69,14 @@ def test_it_holds_every_module_and_the_type_marker(wheel, package, source):
 
 
 def test_it_holds_the_parts_of_a_reports_page(wheel):
-    for name in ("report.html.j2", "report.css", "report.js"):
+    for name in ("report.html.j2", "report.css", "report.js", "figures.html.j2", "compare.html.j2"):
         assert f"rcprobe/report/page/{name}" in wheel.namelist()
+
+
+def test_it_holds_what_new_plugins_are_made_from(wheel):
+    templates = {f"rcprobe/templates/{path.name}" for path in (ROOT / "rcprobe" / "templates").iterdir()}
+    assert len(templates) == 13
+    assert templates <= set(wheel.namelist())
 
 
 def test_it_holds_nothing_else(wheel):

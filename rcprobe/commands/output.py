@@ -1,11 +1,12 @@
 """How commands speak: results on standard output, everything else on standard error."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import typer
 
-from rcprobe.plugins import registry
+from rcprobe.plugins import Failure, registry
 
 
 def print_json(value: Any) -> None:
@@ -13,9 +14,9 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False))
 
 
-def tell_failures() -> None:
-    """Say on standard error which plugins, or which of their hooks, were left out."""
-    for failure in registry().failures:
+def tell_failures(told: Sequence[Failure] = ()) -> None:
+    """Say on standard error which plugins, or which of their hooks, were left out, but those that were told."""
+    for failure in [failure for failure in registry().failures if failure not in told]:
         typer.echo(f"left out: {failure.origin}: {failure.reason}", err=True)
 
 

@@ -66,6 +66,9 @@ def run_command(
     ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Prompts at once (what memory holds).")] = None,
     revision: Annotated[str | None, typer.Option(help="The commit, branch or tag of a hub id.")] = None,
+    revisions: Annotated[
+        str | None, typer.Option(metavar="A,B,…", help="Probe each of these revisions or checkpoint folders in turn.")
+    ] = None,
     peft: Annotated[str | None, typer.Option(help="A folder of low-rank adapters to put on the model.")] = None,
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="Read pickled weights too (tensors alone).")
@@ -95,6 +98,7 @@ def run_command(
         "metrics": metric or None,
         "batch_size": batch_size,
         "revision": revision,
+        "revisions": None if revisions is None else revisions.split(","),
         "peft": peft,
         "allow_pickle": allow_pickle or None,
         "device": device,
@@ -107,7 +111,11 @@ def run_command(
     for name in ("model", "dataset"):
         if not getattr(asked, name).strip():
             raise UsageError(f"no {name} is named; rcprobe run MODEL DATASET, or {name} = … in the file of --config")
+    if asked.revisions is not None:
+        _check_history(asked)
     show = not (quiet or as_json)
+    tell_failures()  # before hours of a run that a tracker doesn't hear of
+    told = list(registry().failures)
     if dry_run:
         cost = _cost(asked, show)
         if as_json:
@@ -116,7 +124,7 @@ def run_command(
             _print_cost(asked, cost)
     else:
         _run(asked, fresh=fresh, show=show, as_json=as_json, quiet=quiet)
-    tell_failures()
+    tell_failures(told)
 
 
 def _run(asked: RunConfig, *, fresh: bool, show: bool, as_json: bool, quiet: bool) -> None:
@@ -141,6 +149,7 @@ def _run(asked: RunConfig, *, fresh: bool, show: bool, as_json: bool, quiet: boo
         out=asked.out,
         fresh=fresh,
         progress=show,
+        revisions=asked.revisions,
     )
     if not processes().first:
         return
@@ -157,17 +166,30 @@ def _load(asked: RunConfig, show: bool) -> "LoadedModel":
 
     if not (show and sys.stderr.isatty()):
         _no_progress_bars()
+    source, revision = asked.model, asked.revision
+    if asked.revisions:
+        from rcprobe.revisions import places
+
+        source, revision = places(asked.model, asked.revisions)[0]
     return load(
-        asked.model,
+        source,
         options=asked.options,
         device=asked.device,
         dtype=asked.dtype,
-        revision=asked.revision,
+        revision=revision,
         device_map=asked.device_map,
         quantization_config=asked.quantization_config,
         allow_pickle=asked.allow_pickle,
         peft=asked.peft,
     )
+
+
+def _check_history(asked: RunConfig) -> None:
+    from rcprobe.revisions import check_asked
+
+    check_asked(asked.revisions or [], asked.training())
+    if asked.revision is not None:
+        raise UsageError("--revision names one revision, --revisions several; give one of the two")
 
 
 def _cost(asked: RunConfig, show: bool) -> "Cost":
@@ -177,7 +199,8 @@ def _cost(asked: RunConfig, show: bool) -> "Cost":
 
     training = asked.training()
     data = rcprobe.load_dataset(asked.dataset, asked.dataset_options).limited(asked.limit)
-    return estimate(_load(asked, show), data, resolve_metrics(asked.metrics), training, asked.seeds, asked.batch_size)
+    cost = estimate(_load(asked, show), data, resolve_metrics(asked.metrics), training, asked.seeds, asked.batch_size)
+    return cost.times(len(asked.revisions)) if asked.revisions else cost
 
 
 def _print_cost(asked: RunConfig, cost: "Cost") -> None:

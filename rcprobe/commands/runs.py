@@ -59,7 +59,18 @@ def runs_show(
     settings = manifest["settings"]
     typer.echo(f"{run}: {kept.state()}, {done} of {of} steps, begun {manifest.get('created')}")
     typer.echo(f"  command      {manifest.get('command')}")
-    for name in ("model", "options", "fingerprint", "revision", "adapter", "dtype", "attention", "device", "hardware"):
+    for name in (
+        "model",
+        "options",
+        "fingerprint",
+        "revision",
+        "revisions",
+        "adapter",
+        "dtype",
+        "attention",
+        "device",
+        "hardware",
+    ):
         _row(name, settings.get(name))
     for name in ("dataset", "facts", "metrics", "seeds", "train", "batch_size", "threads", "plugins", "versions"):
         _row(name, settings.get(name))

@@ -81,6 +81,11 @@ class Observation:
     knockout: Knockout | None = None
     batch_size: int = 0
 
+    def _repr_html_(self) -> str:
+        from rcprobe.probing.drawn import observation_html
+
+        return observation_html(self)
+
 
 def observe(
     m: LoadedModel,
@@ -107,6 +112,12 @@ def observe(
     "auto" takes what memory holds, and either is halved where memory runs out. Pairs that can't be asked keep their
     row, as NaN, and their reason.
     Raises ``DataError`` for no pairs or an unknown reading, ``UsageError`` for a layer or head the model lacks.
+
+    >>> import rcprobe
+    >>> m = rcprobe.load("radd", options={"width": 8, "heads": 2})
+    >>> pairs = rcprobe.encode(m, rcprobe.load_dataset("letters", {"length": 4}).facts)
+    >>> rcprobe.observe(m, pairs[:5], read={"scores"}).scores.shape  # pairs, (forward, reverse), layers, heads
+    torch.Size([5, 2, 1, 2])
     """
     if not pairs:
         raise DataError("no pairs to observe")

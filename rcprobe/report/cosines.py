@@ -42,22 +42,29 @@ def cosines(report: Report) -> FigureData:
     asked = PAIRINGS.get(found[0][1], found[0][1])
     own = [name.removeprefix("cos ") for name in names if name.startswith("cos ")]
     groups = [name for name in own if not name.startswith("layer ")]
-    layers = [name for name in own if name.startswith("layer ")]
     if groups:
         places = tuple(visible(g) for g in groups)
         title = f"by kind of parameter\n{asked}"
         panels.append(Dots(title, "gradient cosine", _series(report, measured, groups, places)))
-    if layers:
-        depths = tuple(float(name.removeprefix("layer ")) for name in layers)
-        panels.append(
-            Curves(f"by layer\n{asked}", "layer", "gradient cosine", _series(report, measured, layers, depths))
-        )
+    layers = by_layer(report, *found[0])
+    panels += [layers] if layers is not None else []
     values = dict(_points(report, measured, ("matched", "same_target")))
     says = (
         f"At the last step, where {asked}: {number(values['matched'].value)} for the same fact, "
         f"{number(values['same_target'].value)} for the same answer from other evidence."
     )
     return FigureData("cosine", TITLE, says, how, tuple(panels))
+
+
+def by_layer(report: Report, metric: str, pairing: str) -> Curves | None:
+    """Mean cosine inside each layer, and the control's, at the last step; None where it wasn't measured by layer."""
+    measured = last(report, metric, pairing)
+    layers = [name.removeprefix("cos ") for m in measured[:1] for name in m.columns if name.startswith("cos layer ")]
+    if not layers:
+        return None
+    depths = tuple(float(name.removeprefix("layer ")) for name in layers)
+    title = f"by layer\n{PAIRINGS.get(pairing, pairing)}"
+    return Curves(title, "layer", "gradient cosine", _series(report, measured, layers, depths))
 
 
 def _whole(report: Report, metric: str, pairing: str) -> Dots:

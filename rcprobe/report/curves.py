@@ -75,9 +75,7 @@ def accuracy(report: Report) -> FigureData:
     panels = []
     kinds = dict.fromkeys((p, r) for run in runs for s in run.steps for p, found in s.accuracy.items() for r in found)
     for pairing, reading in sorted(kinds, key=lambda kind: kind[0] != "swapped"):
-        series = tuple(_shares(report, pairing, reading, way, style) for way, style in DIRECTIONS)
-        title = f"{visible(reading)}\n{PAIRINGS.get(pairing, pairing)}"
-        panels.append(Curves(title, STEP, "right answers", series, "share"))
+        panels.append(accuracy_panel(report, pairing, reading))
     how = (
         "The share of questions whose right answer beats every rival (a tie is wrong). Titles say which answers "
         "compete, and what is asked: a is the entity that stands first in training, b the second."
@@ -90,6 +88,13 @@ def accuracy(report: Report) -> FigureData:
         f"At the last step ({visible(next(iter(kinds))[1]) if len(kinds) == 1 else panels[0].title.splitlines()[0]}): "
     )
     return FigureData("accuracy", title, says + "; ".join(ends) + ".", how, tuple(panels))
+
+
+def accuracy_panel(report: Report, pairing: str, reading: str) -> Curves:
+    """One panel of ``accuracy``."""
+    series = tuple(shares(report, pairing, reading, way, style) for way, style in DIRECTIONS)
+    title = f"{visible(reading)}\n{PAIRINGS.get(pairing, pairing)}"
+    return Curves(title, STEP, "right answers", series, "share")
 
 
 def _curve(
@@ -110,8 +115,11 @@ def _curve(
     return Series(label, style, tuple(float(s) for s in steps), tuple(points), _complete(seeds))
 
 
-def _shares(report: Report, pairing: str, reading: str, way: int, style: Style) -> Series:
-    """From the accuracy metric's values where facts are the replicate, from each step's shares else."""
+def shares(report: Report, pairing: str, reading: str, way: int, style: Style) -> Series:
+    """The share of right answers one way round (0 forward, 1 reverse) at each step of the seeds that finished.
+
+    From the accuracy metric's values where facts are the replicate, from each step's shares else.
+    """
     by_seed = {
         run.seed: {
             s.step: s.accuracy[pairing][reading][way] for s in run.steps if reading in s.accuracy.get(pairing, {})

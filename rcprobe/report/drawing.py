@@ -45,6 +45,11 @@ def legend(axes: Any, panel: Panel) -> int:
     return 1 if short else len(panel.series)
 
 
+def wrapped(name: str) -> list[str]:
+    """A category's name as lines beside its axis."""
+    return textwrap.wrap(name, 17)
+
+
 def _curves(module: Any, axes: Any, panel: Curves) -> None:
     single = all(len(series.places) == 1 for series in panel.series)
     for n, series in enumerate(panel.series):
@@ -92,11 +97,15 @@ def _scale(module: Any, axes: Any, panel: Curves) -> None:
         axes.axhline(0, color=COLOURS["ink"], linewidth=0.7)
         low, high = axes.get_ylim()
         axes.set_ylim(min(low, -0.05), max(high, 0.05))
+    if panel.limits is not None:
+        axes.set_ylim(*panel.limits)
 
 
 def _dots(module: Any, axes: Any, panel: Dots) -> None:
     names = list(dict.fromkeys(str(p) for s in panel.series for p in s.places))
     axes.axvline(0, color=COLOURS["ink"], linewidth=0.7)
+    if not math.isnan(panel.margin):
+        axes.axvline(panel.margin, color=COLOURS["ink"], linewidth=1, linestyle=(0, (4, 3)))
     for n, series in enumerate(panel.series):
         shift = 0.2 * (n - (len(panel.series) - 1) / 2)
         y = np.array([names.index(str(p)) for p in series.places], dtype=np.float64) + shift
@@ -107,9 +116,12 @@ def _dots(module: Any, axes: Any, panel: Dots) -> None:
         defined = ~np.isnan(low)
         _bars(axes, y[defined], x[defined], low[defined], high[defined], colour, upright=False)
         axes.plot(x, y, linestyle="none", marker=MARKERS[series.style], markersize=6, color=colour, label=series.label)
+        clear = 0.0 if math.isnan(panel.margin) else max(0.0, panel.margin)
         for i in np.flatnonzero(np.isnan(x)):
-            axes.text(0, y[i], " no value", va="center", fontsize=8, color=colour)
-    axes.set_yticks(range(len(names)), ["\n".join(textwrap.wrap(name, 17)) for name in names])
+            axes.annotate(
+                "no value", (clear, y[i]), (4, 0), textcoords="offset points", va="center", fontsize=8, color=colour
+            )
+    axes.set_yticks(range(len(names)), ["\n".join(wrapped(name)) for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlabel(panel.x_label)
     axes.margins(x=0.08)

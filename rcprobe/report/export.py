@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from rcprobe.report.report import Report
 from rcprobe.report.tables import csv_text, results
@@ -21,6 +21,9 @@ _LATEX = {
     "≤": r"$\leq$",
     "≥": r"$\geq$",
     "W̃": r"$\tilde W$",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
     **{character: rf"\{character}" for character in "&%$#_{}"},
 }
 _LATEX_SPECIAL = re.compile("|".join(re.escape(key) for key in sorted(_LATEX, key=len, reverse=True)))
@@ -33,21 +36,28 @@ def to_csv(report: Report) -> str:
 
 def to_markdown(report: Report) -> str:
     """The results as a table in Markdown, with what a reader must know above it."""
-    lines = [f"# {_markdown(_subject(report))}", ""]
-    lines += [f"- {_markdown(visible(note))}" for note in report.notes]
-    lines += [""] * bool(report.notes)
-    lines.append("| " + " | ".join(HEADINGS) + " |")
-    lines.append("|---" * len(HEADINGS) + "|")
-    lines += ["| " + " | ".join(row) + " |" for row in _rows(report, _markdown)]
     whys = [f"{visible(s.title)}: {s.verdict}, {visible(s.why)}" for s in report.signatures.values() if s.why]
-    lines += ["", *(f"- {_markdown(why)}" for why in whys)] if whys else []
+    parts = [f"# {_markdown(_subject(report))}\n", markdown_list([visible(note) for note in report.notes])]
+    parts += [markdown_table(HEADINGS, _rows(report)), markdown_list(whys)]
+    return "\n".join(part for part in parts if part)
+
+
+def markdown_list(texts: Sequence[str]) -> str:
+    """Plain texts as a list in Markdown; nothing for none."""
+    return "".join(f"- {_markdown(text)}\n" for text in texts)
+
+
+def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Rows of plain text as a table in Markdown."""
+    lines = ["| " + " | ".join(map(_markdown, row)) + " |" for row in (headings, *rows)]
+    lines.insert(1, "|---" * len(headings) + "|")
     return "\n".join(lines) + "\n"
 
 
 def to_latex(report: Report) -> str:
     """The results as a ``table`` for the package booktabs, notes and reasons as comments above it."""
     comments = [*report.notes, *(f"{s.title}: {s.verdict}, {s.why}" for s in report.signatures.values() if s.why)]
-    return latex_table(_subject(report), HEADINGS, _rows(report, str), comments, "llrrrrl")
+    return latex_table(_subject(report), HEADINGS, _rows(report), comments, "llrrrrl")
 
 
 def latex_table(
@@ -58,12 +68,12 @@ def latex_table(
     lines += [r"\begin{table}", rf"\caption{{{_latex(caption)}}}", rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
     lines.append(" & ".join(map(_latex, headings)) + r" \\")
     lines.append(r"\midrule")
-    lines += [" & ".join(map(_latex, row)) + r" \\" for row in rows]
+    lines += [_shielded(" & ".join(map(_latex, row))) + r" \\" for row in rows]
     lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
     return "\n".join(lines) + "\n"
 
 
-def _rows(report: Report, escape: Callable[[str], str]) -> list[list[str]]:
+def _rows(report: Report) -> list[list[str]]:
     rows = []
     for row in results(report):
         cells = [
@@ -75,7 +85,7 @@ def _rows(report: Report, escape: Callable[[str], str]) -> list[list[str]]:
             _number(row["control"], ""),
             row["verdict"],
         ]
-        rows.append([escape(cell) for cell in cells])
+        rows.append(cells)
     return rows
 
 
@@ -92,6 +102,11 @@ def _number(value: float, undefined: str = "–") -> str:
 
 def _markdown(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]<>|#~&$])", r"\\\1", text)
+
+
+def _shielded(row: str) -> str:
+    """A row that LaTeX takes for no option of the line break before it."""
+    return "{}" + row if row.startswith(("[", "*")) else row
 
 
 def _latex(text: str) -> str:

@@ -15,7 +15,7 @@ from rcprobe.errors import MissingExtraError
 from rcprobe.report.correlations import by_distance, by_head
 from rcprobe.report.cosines import cosines
 from rcprobe.report.curves import accuracy, probability
-from rcprobe.report.drawing import COLOURS, draw, legend
+from rcprobe.report.drawing import COLOURS, draw, legend, wrapped
 from rcprobe.report.foretold import foretold
 from rcprobe.report.knockouts import knockouts
 from rcprobe.report.panels import FigureData, HeatMap, Panel, has_values
@@ -173,4 +173,5 @@ def _height(panel: Panel) -> float:
     if isinstance(panel, HeatMap):
         return min(6.0, max(2.9, 1.2 + 0.24 * len(panel.y)))
     places = {p for series in panel.series for p in series.places if isinstance(p, str)}
-    return max(2.9, 1.1 + 0.34 * len(places))
+    lines = max((len(wrapped(place)) for place in places), default=0)
+    return max(2.9, 1.1 + max(0.34, 0.16 * lines) * len(places))

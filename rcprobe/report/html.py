@@ -42,19 +42,11 @@ def to_html(report: Report, path: str | Path) -> None:
 
 def page(report: Report) -> str:
     """The page of ``to_html``."""
-    try:
-        from jinja2 import Environment, StrictUndefined
-        from markupsafe import Markup
-    except ImportError as error:
-        raise MissingExtraError("report.html", "jinja2", "report") from error
     facts = fact_table(report)
-    style, script = part("report.css"), part("report.js")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["visible"] = visible
-    environment.filters["cell"] = cell
-    template = environment.from_string(part("report.html.j2"))
+    script = part("report.js")
     subject = f"{visible(report.info.get('model', 'a model'))} on {visible(report.dataset.name)}"
-    return template.render(
+    return rendered(
+        "report",
         subject=subject,
         introduction=plain.INTRODUCTION,
         answer=plain.answer(report),
@@ -70,14 +62,30 @@ def page(report: Report) -> str:
         statuses=STATUSES,
         replicate=report.dataset.replicate,
         first_rows=facts.rows[:FIRST_ROWS],
-        facts_json=Markup(_embedded(_facts_json(facts))),
+        facts_json=_embedded(_facts_json(facts)),
         coverage=coverage(report),
         settings=settings(report),
         repeat=repeat(report),
-        style=Markup(style),
-        script=Markup(script),
+        script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
+
+
+def rendered(name: str, **values: Any) -> str:
+    """The template of a page filled in, with our style; texts are escaped unless the template says ``safe``.
+
+    Raises ``MissingExtraError`` without jinja2.
+    """
+    try:
+        from jinja2 import Environment, FunctionLoader, StrictUndefined
+    except ImportError as error:
+        raise MissingExtraError(f"{name}.html", "jinja2", "report") from error
+    environment = Environment(
+        loader=FunctionLoader(part), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["visible"] = visible
+    environment.filters["cell"] = cell
+    return environment.get_template(f"{name}.html.j2").render(style=part("report.css"), **values)
 
 
 def cell(value: object, kind: str = "number") -> str:
@@ -107,6 +115,8 @@ def _made(report: Report) -> str:
         f"{seeds} seed{'s'[: seeds != 1]}",
         f"trained {train['steps']:,} steps, forward statements only" if train else "not trained here",
     ]
+    if info.get("revisions"):
+        parts.append(f"revisions: {len(info['revisions'])}")
     if "parameters" in info:
         parts.insert(0, f"{info['parameters']:,} parameters")
     return "; ".join(parts)

@@ -35,13 +35,17 @@ class Series:
 
 @dataclass(frozen=True)
 class Curves:
-    """Series over a number, such as the step. ``scale``: plain, log, or share (0 to 1, said in per cent)."""
+    """Series over a number, such as the step. ``scale``: plain, log, or share (0 to 1, said in per cent).
+
+    ``limits`` are those of the values, where several panels share one scale.
+    """
 
     title: str
     x_label: str
     y_label: str
     series: tuple[Series, ...]
     scale: Literal["plain", "log", "share"] = "plain"
+    limits: tuple[float, float] | None = None
 
     def rows(self) -> Iterable[Row]:
         """One row a point, and one a seed's value."""
@@ -50,11 +54,12 @@ class Curves:
 
 @dataclass(frozen=True)
 class Dots:
-    """Series over named categories, one line each."""
+    """Series over named categories, one line each; ``margin`` is a value to exceed, drawn as dashes."""
 
     title: str
     x_label: str
     series: tuple[Series, ...]
+    margin: float = math.nan
 
     def rows(self) -> Iterable[Row]:
         """One row a point, and one a seed's value."""

@@ -11,7 +11,7 @@ from rcprobe.plugins import registry
 from rcprobe.report.report import Report
 from rcprobe.report.visible import visible
 
-FLAGS = {"model", "dataset", "options", "metrics", "train", "seeds", "limit", "revision", "peft"} | {
+FLAGS = {"model", "dataset", "options", "metrics", "train", "seeds", "limit", "revision", "revisions", "peft"} | {
     "batch_size",
     "device",
     "dtype",
@@ -47,6 +47,7 @@ def _described(report: Report) -> dict[str, Any]:
     config = {name: info.get(name) for name in ("model", "options", "metrics", "device", "dtype", "train", "decoding")}
     if dataset.options is not None and dataset.name in registry().names("datasets"):
         config |= {"dataset": dataset.name, "dataset_options": dict(dataset.options)}
+    config["revisions"] = list(info.get("revisions") or ()) or None
     for table in ("train", "decoding"):
         config[table] = {name: value for name, value in (config[table] or {}).items() if value is not None}
     return {name: value for name, value in {**config, "seeds": len(report.runs)}.items() if value not in (None, {})}
@@ -61,6 +62,7 @@ def _shell(config: Mapping[str, Any], info: Mapping[str, Any]) -> str:
         return "\n".join(visible(line) for line in ["# run.toml", *_toml(config), "", "rcprobe run --config run.toml"])
     words = ["rcprobe", "run", str(config["model"]), config["dataset"]]
     words += ["--steps", str(train["steps"])] if train else []
+    words += ["--revisions", ",".join(config["revisions"])] if "revisions" in config else []
     for name in ("seeds", "limit", "revision", "peft"):
         words += [f"--{name}", str(config[name])] if name in config else []
     for name, value in config.get("options", {}).items():
@@ -97,7 +99,7 @@ def _python(config: Mapping[str, Any]) -> str:
     if config.get("decoding"):
         given = [f"{name}={value!r}" for name, value in config["decoding"].items()]
         lines.append(f"    decoding=rcprobe.Decoding({', '.join(given)}),")
-    lines += [f"    {name}={config[name]!r}," for name in ("seeds", "limit") if name in config]
+    lines += [f"    {name}={config[name]!r}," for name in ("revisions", "seeds", "limit") if name in config]
     return "\n".join(visible(line) for line in [*lines, ")"])
 
 

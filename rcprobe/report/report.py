@@ -142,6 +142,11 @@ class Report:
 
         to_html(self, path)
 
+    def _repr_html_(self) -> str:
+        from rcprobe.report.notebook import report_html
+
+        return report_html(self)
+
     def save(self, folder: str | Path) -> None:
         """Write ``report.json`` and ``values.csv``, and ``report.html`` where matplotlib is installed.
 

@@ -10,11 +10,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rcprobe.errors import MissingExtraError
 from rcprobe.files import strict
 from rcprobe.report.export import latex_table
 from rcprobe.report.figures import installed, write_figures
-from rcprobe.report.html import drawn, part
+from rcprobe.report.html import drawn, rendered
 from rcprobe.report.panels import FigureData
 from rcprobe.report.tables import csv_text
 
@@ -90,13 +89,4 @@ def page(sheet: Sheet) -> str:
 
     Raises ``MissingExtraError`` without matplotlib and jinja2.
     """
-    try:
-        from jinja2 import Environment, StrictUndefined
-        from markupsafe import Markup
-    except ImportError as error:
-        raise MissingExtraError(f"{sheet.key}.html", "jinja2", "report") from error
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(part("sheet.html.j2"))
-    return template.render(
-        sheet=sheet, figures=[drawn(data) for data in sheet.figures], style=Markup(part("report.css"))
-    )
+    return rendered("sheet", sheet=sheet, figures=[drawn(data) for data in sheet.figures])

@@ -17,10 +17,11 @@ def results(report: Report) -> list[dict[str, Any]]:
 
     Numbers are floats, NaN where undefined; texts have their invisible characters spelt out.
     """
-    return [*_signatures(report), *_accuracies(report)]
+    return [*signature_rows(report), *_accuracies(report)]
 
 
-def _signatures(report: Report) -> list[dict[str, Any]]:
+def signature_rows(report: Report) -> list[dict[str, Any]]:
+    """Each condition of each signature; a signature without findings has one row without numbers."""
     rows = []
     for signature in report.signatures.values():
         start = {"what": visible(words.titled(signature)), "pairing": signature.pairing}

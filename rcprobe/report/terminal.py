@@ -15,7 +15,8 @@ def print_report(report: Report, console: Console | None = None) -> None:
     console = console or Console(highlight=False)
     info = report.info
     seeds = len(report.runs)
-    trained = f"trained {info['train']['steps']} steps forward only" if info["train"] else "as it is"
+    as_found = f"revisions: {len(info['revisions'])}" if info.get("revisions") else "as it is"
+    trained = f"trained {info['train']['steps']} steps forward only" if info["train"] else as_found
     console.print(
         f"{info['model']} on {info['dataset']}: {info['facts']} facts, {seeds} seed{'s'[: seeds != 1]}, {trained}"
     )

@@ -17,13 +17,20 @@ def forward_statements(m: LoadedModel, facts: Sequence[Fact]) -> tuple[Int[Tenso
 
     Raises ``DataError`` where every fact is held out, or a statement is longer than the model takes.
     """
-    rows = [torch.tensor(ids) for ids in m.tokenizer([text for text, _ in _statements(facts)])["input_ids"]]
+    rows = [torch.tensor(_tokens(m, text)) for text, _ in _statements(facts)]
     longest = max(len(row) for row in rows)
     if m.max_length is not None and longest > m.max_length:
         raise DataError(f"a forward statement has {longest} tokens, the model holds {m.max_length}")
     pad = torch.nn.utils.rnn.pad_sequence
     real = pad([torch.ones(len(row), dtype=torch.bool) for row in rows], batch_first=True)
     return pad(rows, batch_first=True, padding_value=m.pad_id), real
+
+
+def _tokens(m: LoadedModel, text: str) -> list[int]:
+    try:
+        return list(m.tokenizer.backend_tokenizer.encode(text).ids)
+    except Exception as error:  # noqa: BLE001 - tokenizers raises bare Exception for a token it doesn't know
+        raise DataError(f"training: {m.source}'s tokenizer can't read {text!r} ({error})") from error
 
 
 def maskable_tokens(

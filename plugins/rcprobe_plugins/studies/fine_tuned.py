@@ -93,7 +93,7 @@ def mini_training() -> "TrainConfig":
     from rcprobe.training import TrainConfig
 
     return TrainConfig(
-        steps=240, lr=3e-4, betas=(0.9, 0.99), warmup=20, batch_size=16, ema=0.0, probe_at=(60, 120)
+        steps=160, lr=3e-4, betas=(0.9, 0.99), warmup=20, batch_size=16, ema=0.0, probe_at=(40, 80)
     )  # fmt: skip
 
 
@@ -133,4 +133,4 @@ def load_tuned(tuning: Tuning) -> "LoadedModel":
 
     there = torch.cuda.is_available()
     m = load(tuning.source, device="cuda" if there else "cpu", dtype="bfloat16" if there else None)
-    return convert(m) if tuning.converted else m
+    return convert(m, shift=1) if tuning.converted else m  # what it knows of the next token stays of use
