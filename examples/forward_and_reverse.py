@@ -21,13 +21,13 @@ MODELS = {
 READING = "52 letters"
 
 
-def main(folder: Path, steps: int = 1000) -> None:
+def main(folder: Path, steps: int = 1000, seeds: int = 5) -> None:
     letters = rcprobe.load_dataset("letters", {"length": 6})
     train = rcprobe.TrainConfig(steps=steps, lr=3e-3, probe_every=max(1, steps // 20))
     panels = []
     for title, (model, options) in MODELS.items():
         m = rcprobe.load(model, options=options)
-        report = rcprobe.run(m, letters, seeds=5, train=train, metrics=["reverse_probability"])
+        report = rcprobe.run(m, letters, seeds=seeds, train=train, metrics=["reverse_probability"])
         figure = probability(report)
         [panel] = [panel for panel in figure.panels if panel.title == READING]
         panels.append(replace(panel, title=title))

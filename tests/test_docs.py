@@ -51,7 +51,7 @@ def test_formulas_are_drawn_without_a_script(site):
     assert "$" not in re.sub(
         r"<pre>.*?</pre>", "", page.partition("<article")[2].partition("</article>")[0], flags=re.S
     )
-    assert not re.search(r"<script[^>]*mathjax", page, flags=re.I)
+    assert not re.search(r"<script[^>]*mathjax", page, flags=re.IGNORECASE)
 
 
 def test_pages_fetch_nothing(site):
@@ -74,3 +74,28 @@ def test_mistakes_fail_the_build(tmp_path):
         assert mistake in done.stderr, mistake
     for name in rcprobe.__all__:
         assert f"rcprobe.{name} is public and isn't in" in done.stderr
+
+
+def named_places():
+    """What the table of CONTRIBUTING names, each in its folder: ``rcprobe/a.py``, ``b.py`` are both in ``rcprobe``."""
+    table = (
+        (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("| place | holds |")[2].partition("\n\n")[0]
+    )
+    for line in table.splitlines():
+        names = re.findall(r"`([^`]+)`", line.partition(" | ")[0])
+        for name in names:
+            yield ROOT / name if name == names[0] or (ROOT / name).exists() else (ROOT / names[0]).parent / name
+
+
+def test_the_table_of_places_is_whole_and_true():
+    named = set(named_places())
+    assert [place for place in named if not place.exists()] == []
+    parts = [p for folder in ("rcprobe", "plugins/rcprobe_plugins") for p in (ROOT / folder).iterdir()]
+    there = {p for p in parts if p.is_dir() or p.suffix == ".py"} - {p for p in parts if p.name.startswith("__")}
+    assert there - named - {place.parent for place in named if place.suffix} == set()
+
+
+def test_relative_links_of_pages_outside_the_site_lead_somewhere():
+    for page in ("README.md", "CONTRIBUTING.md"):
+        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / page).read_text(encoding="utf-8")):
+            assert (ROOT / link).exists(), (page, link)
