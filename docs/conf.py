@@ -24,7 +24,9 @@ extensions = [
 ]
 exclude_patterns = ["_build"]
 nitpicky = True
-nitpick_ignore_regex = [("py:.*", r"(?!rcprobe\.).*")]  # other projects' names: their pages need a network
+nitpick_ignore_regex = [
+    ("py:.*", r"(?!rcprobe\.\w+$).*")
+]  # what isn't public, and other projects' names, may be unlinked
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4

@@ -15,8 +15,14 @@ def python(page):
 
 
 def test_the_readme_in_fewer_steps(capsys):
-    block, changed = re.subn(r"steps=800, probe_every=400", "steps=2, probe_every=1", python("README.md"))
-    assert changed == 1
+    block = python("README.md")
+    for long, short in {
+        "steps=800, probe_every=400": "steps=2",
+        "seeds=5": "seeds=1",
+        '"length": 4': '"length": 2',
+    }.items():
+        assert long in block
+        block = block.replace(long, short)
     exec(compile(block, "README.md", "exec"), {})
     out = capsys.readouterr().out
     assert "storage not trained" in out
