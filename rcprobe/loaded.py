@@ -83,6 +83,16 @@ class LoadedModel:
             warnings.filterwarnings("ignore", message=".*which nnsight already serves.*")
             return NNsight(self.model)
 
+    def encoding(self, text: str) -> Any:
+        """A whole text's tokens and their character offsets, whatever the tokenizer's files say of cutting and padding.
+
+        The tokenizers library raises a bare ``Exception`` for a token that it doesn't know.
+        """
+        backend = self.tokenizer.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        return backend.encode(text)
+
     def replace_model(self, model: nn.Module) -> None:
         """Put another module in the model's place: itself under adapters, or without them."""
         self.model = model

@@ -194,8 +194,10 @@ def _argument(word: str) -> str:
 
 def _tokenizer(tokenizer: Any) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    text = backend.to_str() if backend is not None else type(tokenizer).__name__
-    return hashlib.sha256(text.encode()).hexdigest()
+    if backend is None:
+        return hashlib.sha256(type(tokenizer).__name__.encode()).hexdigest()
+    state = json.loads(backend.to_str())
+    return _digest({name: value for name, value in state.items() if name not in ("truncation", "padding")})
 
 
 def _digest(value: Mapping[str, Any]) -> str:

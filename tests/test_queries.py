@@ -6,11 +6,13 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
+import rcprobe
 from rcprobe.adapter import Adapter
 from rcprobe.controls import other_targets
 from rcprobe.errors import DataError
 from rcprobe.facts import Fact
 from rcprobe.loaded import LoadedModel
+from rcprobe.manifest import _tokenizer
 from rcprobe.queries import encode, with_target
 from rcprobe_plugins.datasets.characters import character_tokenizer
 from rcprobe_plugins.datasets.letters import letters
@@ -387,3 +389,15 @@ def test_evidence_that_the_normaliser_cuts_anew_is_found_whole(normalizer, name,
         assert query.unsupported is None
         assert [shown(m, query)[i] for i in query.evidence_positions] == tokens
         assert [shown(m, query)[i] for i in query.rows] == ["[MASK]"] * 2
+
+
+def test_a_tokenizer_that_cuts_or_pads_by_itself_is_asked_about_the_whole_text():
+    m = rcprobe.load("radd", options={"width": 8})
+    fact = rcprobe.Fact("a", "A", "{a}000000{b}", "{b}000000{a}")
+    (whole,) = rcprobe.encode(m, [fact])
+    before = _tokenizer(m.tokenizer)
+    m.tokenizer.backend_tokenizer.enable_truncation(4)
+    m.tokenizer.backend_tokenizer.enable_padding(length=32)
+    assert _tokenizer(m.tokenizer) == before
+    assert rcprobe.encode(m, [fact]) == [whole]
+    assert whole.unsupported is None

@@ -21,7 +21,7 @@ def greedy_to_the_end(m: LoadedModel, queries: Sequence[Query], batch_size: Batc
     It writes as many tokens as the statement has left. Before the last place, the right next token may well be
     filler, so that the best token at the target's own place says little of what the model knows.
     """
-    ids = [tuple(m.tokenizer.backend_tokenizer.encode(query.text).ids) for query in queries]
+    ids = [tuple(m.encoding(query.text).ids) for query in queries]
     prompts = [whole[: query.evidence_positions[-1] + 1] for whole, query in zip(ids, queries, strict=True)]
     ends: dict[tuple[int, ...], int] = {}
     for prompt, whole in zip(prompts, ids, strict=True):

@@ -91,7 +91,7 @@ def _statements(m: LoadedModel, pairs: Sequence[QueryPair], draws: int) -> tuple
     draw = OBJECTIVES[DEFAULT[m.adapter.objective]].draw
     prompts, targets, kept = [], [], []
     for pair in pairs:
-        ids = torch.tensor([m.tokenizer.backend_tokenizer.encode(pair.forward.text).ids] * draws)
+        ids = torch.tensor([m.encoding(pair.forward.text).ids] * draws)
         generator = torch.Generator().manual_seed(pair.fact)  # the same draws in whatever batch
         shown, weight = draw(m, ids, torch.ones_like(ids, dtype=torch.bool), generator)
         prompts += list(shown)

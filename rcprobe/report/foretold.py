@@ -49,7 +49,12 @@ def lines(report: Report) -> list[str]:
 
 
 def rows(report: Report) -> list[tuple[str, ...]]:
-    """Every correlation as texts: outcome, signature, step, r, interval, p after Holm, decision."""
+    """Every correlation as texts: outcome, signature, step, r, interval, p after Holm, decision.
+
+    Nothing where none could be asked: the figure says why.
+    """
+    if all(one.why for one in report.transfer):
+        return []
     found: list[tuple[str, ...]] = []
     for one in report.transfer:
         interval = f"{number(one.low)} to {number(one.high)}" if one.low == one.low else "–"

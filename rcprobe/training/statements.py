@@ -28,8 +28,8 @@ def forward_statements(m: LoadedModel, facts: Sequence[Fact]) -> tuple[Int[Tenso
 
 def _tokens(m: LoadedModel, text: str) -> list[int]:
     try:
-        return list(m.tokenizer.backend_tokenizer.encode(text).ids)
-    except Exception as error:  # noqa: BLE001 - tokenizers raises bare Exception for a token it doesn't know
+        return list(m.encoding(text).ids)
+    except Exception as error:
         raise DataError(f"training: {m.source}'s tokenizer can't read {text!r} ({error})") from error
 
 
@@ -46,7 +46,7 @@ def maskable_tokens(
     may = torch.zeros_like(real)
     for row, (text, spans) in enumerate(_statements(facts)):
         wanted = places(text, spans)
-        for place, (start, end) in enumerate(m.tokenizer.backend_tokenizer.encode(text).offsets):
+        for place, (start, end) in enumerate(m.encoding(text).offsets):
             may[row, place] = any(start < stop and end > first for first, stop in wanted)
     return may & real
 
