@@ -30,6 +30,7 @@ nitpick_ignore_regex = [
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
+smartquotes = False  # --out is a flag, no dash
 html_math_renderer = "mathml"
 
 autodoc_member_order = "bysource"
