@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint install weights bench clean
+.PHONY: demo test lint install docs weights bench clean
 
 install: $(VENV)/.installed
 
@@ -24,6 +24,10 @@ lint: install
 test: lint
 	$(BIN)/pytest -n 2 --dist loadfile
 
+# the site, into docs/_build; any warning fails it. `make test` builds it too (tests/test_docs.py)
+docs: install
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build
+
 # real weights for tests and benchmarks, some 190 MB, once; without them `make test` skips what needs them
 weights: install
 	@$(BIN)/python tests/weights.py
@@ -33,4 +37,4 @@ bench: install
 	$(BIN)/python tests/benchmarks/bench.py $(if $(OUT),--out $(OUT))
 
 clean:
-	rm -rf $(VENV) .weights build dist
+	rm -rf $(VENV) .weights build dist docs/_build

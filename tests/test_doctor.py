@@ -106,7 +106,7 @@ def test_an_extra_that_is_missing_is_a_note_with_its_purpose(monkeypatch):
 
 def test_every_extra_of_the_project_is_known():
     project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
-    assert set(EXTRAS) == set(project["optional-dependencies"]) - {"bench", "dev"}
+    assert set(EXTRAS) == set(project["optional-dependencies"]) - {"bench", "dev", "docs"}
 
 
 def test_a_cache_that_cannot_be_written_or_has_no_room(monkeypatch, tmp_path):

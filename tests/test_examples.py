@@ -1,9 +1,50 @@
 """Examples that a reader runs as they are."""
 
+import re
 import runpy
 from pathlib import Path
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
+
+
+def python(page):
+    """The one block of Python that a page shows."""
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+    return block
+
+
+def test_the_readme_in_fewer_steps(capsys):
+    block = python("README.md")
+    for long, short in {
+        "steps=800, probe_every=400": "steps=2",
+        "seeds=5": "seeds=1",
+        '"length": 4': '"length": 2',
+    }.items():
+        assert long in block
+        block = block.replace(long, short)
+    exec(compile(block, "README.md", "exec"), {})
+    out = capsys.readouterr().out
+    assert "storage not trained" in out
+    assert "forward" in out
+
+
+def test_facts_and_a_metric_of_ones_own(capsys):
+    space = {}
+    exec(compile(python("docs/from-python.md"), "docs/from-python.md", "exec"), space)
+    assert space["seen"].scores.shape[:2] == (4, 2)
+    frame = space["report"].frame("margin")
+    assert set(frame["a"]) == {"Oslo", "Lima", "Rome", "Paris"}
+    assert set(frame["step"]) == {0, 50}
+    assert "Lima" in capsys.readouterr().out
+
+
+def test_the_picture_of_the_readme_in_fewer_steps(tmp_path):
+    module = runpy.run_path(str(EXAMPLES / "forward_and_reverse.py"))
+    module["main"](tmp_path, steps=2, seeds=1)
+    drawn = (tmp_path / "probability.svg").read_text(encoding="utf-8")
+    assert all(title in drawn for title in module["MODELS"])
+    assert "reverse query" in drawn
 
 
 def test_a_model_of_8b_in_small(monkeypatch, capsys, tmp_path):
