@@ -36,7 +36,7 @@ def with_low_rank(model: nn.Module, folder: str | Path) -> nn.Module:
             adapted: nn.Module = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
     except (ValueError, RuntimeError) as error:
         raise AdapterError(f"{folder}: the adapters don't fit this model ({error})") from error
-    got = set(get_peft_model_state_dict(adapted))
+    got = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
     if got != saved:
         name = sorted(got ^ saved)[0]
         raise AdapterError(
@@ -59,7 +59,8 @@ def new_low_rank(model: nn.Module, modules: Sequence[str], rank: int, alpha: int
     if len(turned) > 1:
         raise UsageError("targets names linear modules of two kinds (Linear and Conv1D); train one kind at a time")
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(modules), fan_in_fan_out=turned == {True})
-    with torch.random.fork_rng(devices=[]), _old_name():
+    cards = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    with torch.random.fork_rng(devices=cards), _old_name():
         torch.manual_seed(seed)
         adapted: nn.Module = get_peft_model(model, config)
     return adapted
@@ -79,7 +80,7 @@ def low_rank_files(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]
     (config,) = model.peft_config.values()  # type: ignore[operator]
     settings = {**config.to_dict(), "base_model_name_or_path": None, "inference_mode": True}
     plain = {name: sorted(value) if isinstance(value, set) else value for name, value in settings.items()}
-    return plain, get_peft_model_state_dict(model)
+    return plain, get_peft_model_state_dict(model, save_embedding_layers=False)
 
 
 def put_low_rank(model: nn.Module, weights: Mapping[str, Tensor]) -> None:

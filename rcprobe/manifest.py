@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -89,7 +90,7 @@ def describe(
         "adapter": m.adapter.name,
         "objective": m.adapter.objective,
         "start": start,
-        "parameters": sum(p.numel() for p in m.model.parameters()),
+        "parameters": sum(p.numel() for name, p in m.model.named_parameters() if "lora_" not in name),
         "dataset": dataset.name,
         "facts": len(dataset.facts),
         "metrics": [metric.name for metric in metrics],
@@ -133,7 +134,7 @@ def config_of(
     names = registry()
     registered = names.names("metrics")
     ours = all(metric.name in registered and names.get("metrics", metric.name) is metric for metric in metrics)
-    loadable = m.factory is not None or "/" in m.source or Path(m.source).is_dir()
+    loadable = m.factory is not None or can_be_loaded(m.source)
     if dataset.options is None or not ours or not loadable:
         return None
     settings = {
@@ -154,6 +155,11 @@ def config_of(
         "train": _given(train),
     }
     return {key: value for key, value in settings.items() if value not in (None, {})}
+
+
+def can_be_loaded(source: str) -> bool:
+    """Whether a model's source names a file or folder here, or has the form of a hub id."""
+    return Path(source).exists() or re.fullmatch(r"[\w.-]+/[\w.-]+", source) is not None
 
 
 def _given(settings: TrainConfig | Decoding | None) -> dict[str, Any] | None:

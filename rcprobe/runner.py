@@ -29,7 +29,7 @@ from rcprobe.training import Checkpoint, TrainConfig
 from rcprobe.training import train as train_model
 from rcprobe.training.choice import best_rate, try_rates
 from rcprobe.training.choice import said as said_of_rates
-from rcprobe.training.method import adapted
+from rcprobe.training.method import adapted, check_training, put_trained_state, trained_state
 from rcprobe.training.processes import Processes, processes
 
 Progress = Callable[[int, int], None]
@@ -83,6 +83,8 @@ def run(
                 "several seeds of one set of weights, without training, would be the same run; use seeds=1"
             )
         history = find_revisions(m, revisions) if revisions else ()
+        if train is not None:
+            check_training(m, data.facts, train)
         first = train.seed if train else 0
         numbers = range(first, first + seeds)
         if kept is not None:
@@ -166,11 +168,9 @@ def _with_chosen_rate(
 ) -> tuple[TrainConfig, str]:
     """The training at the best rate of its grid, and what to say of that; a kept run chooses once."""
     tried = kept.tried_rates() if kept is not None else None
-    if tried is None:
-        tried = try_rates(m, data, train, display.bar("learning rates"))
-        if kept is not None:
-            kept.keep_tried_rates(tried)
-    return replace(train, lr=best_rate(tried)), said_of_rates(tried)
+    keep = kept.keep_tried_rates if kept is not None else None
+    found = try_rates(m, data, train, display.bar("learning rates"), tried=tried, keep=keep)
+    return replace(train, lr=float(processes().told(repr(best_rate(found))))), said_of_rates(found)
 
 
 def _run_seeds(
@@ -188,35 +188,34 @@ def _run_seeds(
     """Each seed from its own start; a model that came with weights has them back at the end if there are several."""
     several = len(seeds) > 1
     overwritten = several and m.factory is None and train is not None and train.method == "full"
-    weights = {k: v.clone() for k, v in m.model.state_dict().items()} if overwritten else None
+    weights = trained_state(m.model) if overwritten else {}
     runs = []
     for seed in seeds:
         folder = kept.seed(seed) if kept is not None else None
         if several and folder is not None and folder.finished():
             runs.append(_kept_seed(seed, folder))
             continue
-        if weights is not None:
-            m.model.load_state_dict(weights)
         one = m.replica(seed) if several and m.factory is not None else m
         bar = display.bar("revisions" if history else f"seed {seed}, training")
         probing = display.bar(f"seed {seed}, probing")
-        with adapted(one, train, seed, keep=not several) if train is not None else nullcontext():
-            found = run_seed(
-                one,
-                data,
-                metrics,
-                train,
-                seed,
-                batch_size,
-                bar,
-                probing=probing,
-                kept=folder,
-                decoding=decoding,
-                revisions=history,
-            )
+        try:
+            with adapted(one, train, seed, keep=not several) if train is not None else nullcontext():
+                found = run_seed(
+                    one,
+                    data,
+                    metrics,
+                    train,
+                    seed,
+                    batch_size,
+                    bar,
+                    probing=probing,
+                    kept=folder,
+                    decoding=decoding,
+                    revisions=history,
+                )
+        finally:
+            put_trained_state(m.model, weights)
         runs.append(found)
-    if weights is not None:
-        m.model.load_state_dict(weights)
     return runs
 
 

@@ -72,7 +72,7 @@ def test_mini_runs_end_to_end_and_goes_on_where_it_stopped(checkpoint, small, tm
     for name in ("tab7.csv", "tab7.tex", "tab7.html"):
         assert (out / name).stat().st_size > 200
     assert str(tmp_path) not in (out / "tab7.html").read_text()
-    monkeypatch.setattr("rcprobe.runner.train_model", None)  # nothing is trained again
+    monkeypatch.setattr("rcprobe.training.trainer.adamw", None)  # nothing is trained again
     reproduce_tuned("tab7", None, out, **{**FLAGS, "model": str(checkpoint)})
     assert json.loads((out / "tab7.json").read_text()) == found
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 import typer
 from peft import PeftModel
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import rcprobe
@@ -22,6 +23,7 @@ from rcprobe.training.choice import best_rate, forward_log_prob, said, try_rates
 from rcprobe.training.method import adapted
 from rcprobe.training.statements import forward_statements, maskable_tokens
 from rcprobe.training.trainer import checkpointing
+from rcprobe_plugins.models.a2d import convert
 
 LETTERS = rcprobe.load_dataset("letters", {"length": 4}).limited(3)
 FACTS = [Fact(c, c.upper(), ("{a}0{b}", "{a}00{b}"), ("{b}0{a}", "{b}00{a}")) for c in "abcd"]
@@ -341,3 +343,74 @@ def test_the_flag_train_sets_what_fine_tuning_starts_from_and_other_flags_win(mo
     assert (lora.method, lora.steps, lora.lr, lora.ema) == ("lora", FINE_TUNING["steps"], FINE_TUNING["lr"], 0.0)
     assert (full.method, full.steps, full.lr) == ("full", 7, 0.1)
     assert grid.lr_grid == (0.1, 0.2)
+
+
+# --- what a reader found ---
+
+
+def test_a_wrong_training_begins_no_folder(tmp_path):
+    m = llama()
+    for wrong in (replace(LORA, targets=("no_such",)), replace(LORA, batch_size=1, accumulate=1, objective="t-dce")):
+        with pytest.raises((AdapterError, UsageError)):
+            rcprobe.run(m, LETTERS, metrics=[], train=wrong, out=tmp_path / "run", progress=False)
+        assert not (tmp_path / "run" / "manifest.json").exists()
+    rcprobe.run(m, LETTERS, metrics=["accuracy"], train=LORA, out=tmp_path / "run", progress=False)
+
+
+def test_full_training_in_half_precision_is_refused_with_the_way_out():
+    m = load("radd", options=RADD, dtype="bfloat16")
+    with pytest.raises(UsageError, match="dtype float32"):
+        rcprobe.run(m, LETTERS, metrics=[], train=TrainConfig(steps=1), progress=False)
+
+
+def test_a_grid_that_was_stopped_goes_on_after_the_rates_it_has(monkeypatch):
+    m = load("radd", options=RADD)
+    config = TrainConfig(steps=2, lr_grid=(1e-4, 1e-3), ema=0.0)
+    kept = []
+    whole = try_rates(m, LETTERS, config, keep=lambda found: kept.append(dict(found)))
+    assert [len(found) for found in kept] == [1, 2]
+    trained = []
+    monkeypatch.setattr(choice, "train", lambda *a: trained.append(a) or train(*a))
+    assert try_rates(m, LETTERS, config, tried=kept[0]) == whole
+    assert len(trained) == 1
+
+
+def test_an_interrupted_grid_leaves_the_weights_and_a_broken_answer_is_none(monkeypatch):
+    m = load("radd", options=RADD)
+    before = weights_of(m)
+    config = TrainConfig(steps=3, lr_grid=(1e-2, 1e-3), ema=0.0, warmup=0)
+    monkeypatch.setattr(choice, "forward_log_prob", lambda *_: float("nan"))
+    assert try_rates(m, LETTERS, config) == {1e-2: None, 1e-3: None}
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(choice, "forward_log_prob", stop)
+    with pytest.raises(KeyboardInterrupt):
+        try_rates(m, LETTERS, config)
+    assert same(before, weights_of(m))
+    assert not m.model.training
+
+
+def test_adapters_of_a_grown_tied_model_are_kept_alone(tmp_path):
+    base = load("llama", options={**SMALL, "tie_word_embeddings": True})
+    base.model.save_pretrained(tmp_path / "base")
+    base.tokenizer.save_pretrained(tmp_path / "base")
+    m = convert(load(tmp_path / "base"), shift=1)
+    rcprobe.run(m, LETTERS, metrics=["accuracy"], train=LORA, out=tmp_path / "run", progress=False)
+    kept = load_file(tmp_path / "run" / "seed-0" / "model" / "adapter_model.safetensors")
+    assert kept
+    assert all("lora_" in name for name in kept)
+    assert "config" not in json.loads((tmp_path / "run" / "manifest.json").read_text()) or (
+        json.loads((tmp_path / "run" / "manifest.json").read_text())["config"] is None
+    )
+
+
+def test_no_gradient_lies_about_after_training():
+    m = load("radd", options=RADD)
+    for _ in train(m, FACTS, TrainConfig(steps=2, probe_every=1), 0):
+        assert all(p.grad is None for p in m.model.parameters())
+
+
+def test_a_rate_on_the_command_line_wins_over_a_grid_in_a_file():
+    assert run._training(None, [0.1]) == {"lr": 0.1, "lr_grid": []}

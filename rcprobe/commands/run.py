@@ -240,10 +240,8 @@ def _no_progress_bars() -> None:
 
 def _training(steps: int | None, rates: list[float]) -> dict[str, Any] | None:
     given: dict[str, Any] = {} if steps is None else {"steps": steps}
-    if len(rates) == 1:
-        given["lr"] = rates[0]
-    elif rates:
-        given["lr_grid"] = rates
+    if rates:
+        given |= {"lr": rates[0], "lr_grid": []} if len(rates) == 1 else {"lr_grid": rates}
     return given or None
 
 

@@ -158,6 +158,8 @@ def _weight(model: nn.Module, path: str) -> Tensor:
     base = getattr(module, "base_layer", module)
     weight: Tensor = _acting(base) if quantised(base.weight) else base.weight.detach()
     for name in getattr(module, "active_adapters", ()):
+        # in float32 at least: half precision would round an early update away, as the forward pass doesn't
+        weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
         weight = weight + module.get_delta_weight(name).detach().to(weight.dtype)
     return weight.T if output_axis(model, f"{path}{'.base_layer' * (base is not module)}.weight") else weight
 

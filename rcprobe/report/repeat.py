@@ -21,7 +21,7 @@ LOADING = ("options", "device", "dtype", "revision", "peft", "device_map", "quan
 
 def repeat(report: Report) -> list[tuple[str, str]]:
     """(where, text): on the command line if it can be said there, and in Python; nothing if the run isn't described."""
-    if "model" not in report.info:
+    if "model" not in report.info or "," in report.info["model"]:  # a conversion has no place of its own
         return []
     config = _kept(report) or _described(report)
     said = [("on the command line", _shell(config, report.info))] if "dataset" in config else []

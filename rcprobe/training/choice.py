@@ -1,5 +1,6 @@
 """Which learning rate: the one of a grid that answers forward queries best. Reverse queries are never asked."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -9,41 +10,57 @@ from rcprobe.loaded import LoadedModel
 from rcprobe.probing.engine import observe
 from rcprobe.queries import encode
 from rcprobe.training.config import TrainConfig
-from rcprobe.training.method import adapted
+from rcprobe.training.method import adapted, put_trained_state, trained_state
 from rcprobe.training.trainer import train
 
 Progress = Callable[[int, int], None]
+Tried = Mapping[float, float | None]
 
 
 def try_rates(
-    m: LoadedModel, dataset: Dataset, config: TrainConfig, progress: Progress | None = None
+    m: LoadedModel,
+    dataset: Dataset,
+    config: TrainConfig,
+    progress: Progress | None = None,
+    *,
+    tried: Tried | None = None,
+    keep: Callable[[Tried], None] | None = None,
 ) -> dict[float, float | None]:
     """For each rate of ``config.lr_grid``: the mean log p of the forward answers at the last step, b asked from a.
 
     Each training starts from the model as it is, on the first seed, and leaves it so; the facts are the trained ones,
     under the templates that are asked (held-out ones, where a dataset teaches others). None where training diverged.
+    Rates ``tried`` before aren't tried again; ``keep`` is given what is known after each.
     """
-    found: dict[float, float | None] = {}
-    whole = config.method == "full"  # adapters come and go, and leave the weights alone
-    weights = {name: value.clone() for name, value in m.model.state_dict().items()} if whole else None
+    found = dict(tried or {})
     for number, lr in enumerate(config.lr_grid):
+        if lr in found:
+            continue
 
         def heard(step: int, of: int, number: int = number) -> None:
             if progress is not None:
                 progress(number * of + step, len(config.lr_grid) * of)
 
-        alone = replace(config, lr=lr, lr_grid=(), probe_every=None, probe_at=())
-        with adapted(m, alone, config.seed, keep=False):
-            try:
-                for _ in train(m, dataset.facts, alone, config.seed, heard):
-                    pass
-                found[lr] = forward_log_prob(m, dataset)
-            except TrainingError:
-                found[lr] = None
-        if weights is not None:
-            m.model.load_state_dict(weights)
-        m.model.eval()
+        found[lr] = _answered(m, dataset, replace(config, lr=lr, lr_grid=(), probe_every=None, probe_at=()), heard)
+        if keep is not None:
+            keep(found)
     return found
+
+
+def _answered(m: LoadedModel, dataset: Dataset, config: TrainConfig, heard: Progress) -> float | None:
+    """The forward answers after one training, after which the model is as it was; None where it diverged."""
+    weights = trained_state(m.model) if config.method == "full" else {}  # adapters come and go by themselves
+    try:
+        with adapted(m, config, config.seed, keep=False):
+            for _ in train(m, dataset.facts, config, config.seed, heard):
+                pass
+            value = forward_log_prob(m, dataset)
+    except TrainingError:
+        return None
+    finally:
+        put_trained_state(m.model, weights)
+        m.model.eval()
+    return value if math.isfinite(value) else None
 
 
 def best_rate(tried: Mapping[float, float | None]) -> float:

@@ -61,9 +61,10 @@ def processes() -> Processes:
     if count == 1:
         return Processes()
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    card = int(os.environ.get("LOCAL_RANK", "0"))
+    if card < torch.cuda.device_count():
+        torch.cuda.set_device(card)
     return Processes(dist.get_rank(), count)
 
 

@@ -67,7 +67,8 @@ def train(
     if state is None:
         yield Checkpoint(0, None)
     else:
-        averaged, losses = unpack(state, m.model, optimiser, generator, randomness)
+        averaged, kept = unpack(state, m.model, optimiser, generator, randomness)
+        losses = [loss.to(m.device) for loss in kept]
         average.restore(averaged)
         done = average.updates
     for stop in (k for k in config.probed() if k >= max(done, 1)):  # a state kept at a stop gives that stop once more
@@ -87,6 +88,7 @@ def train(
                 if progress is not None:
                     progress(step, config.steps)
                 keeper.offer(step, lambda: pack(m.model, optimiser, generator, randomness, average.tensors(), losses))
+        optimiser.zero_grad()  # gradients as large as the model would lie about while it is probed
         done = stop
         checkpoint = Checkpoint(stop, float(torch.stack(losses).mean()))
         checkpoint.check(seed)

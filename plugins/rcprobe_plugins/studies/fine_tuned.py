@@ -44,6 +44,7 @@ class Tuning:
     dataset_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     limit: int | None = None
     converted: bool = False
+    dtype: str = "float32"
 
     @property
     def label(self) -> str:
@@ -66,7 +67,9 @@ def paper_tunings(table: str, data: Path | None) -> list[Tuning]:
     for name in trained_on:
         dataset, options = DATA[name]
         place = {} if data is None else {"path": str(data / dataset.replace("-", "_"))}
-        found += [Tuning(model, MODELS[model], name, dataset, {**options, **place}) for model in models]
+        found += [
+            Tuning(model, MODELS[model], name, dataset, {**options, **place}, dtype="bfloat16") for model in models
+        ]
     return found
 
 
@@ -125,12 +128,11 @@ def run_tunings(
 
 
 def load_tuned(tuning: Tuning) -> "LoadedModel":
-    """The model before fine-tuning: in bfloat16 on a GPU where there is one, else as its weights are."""
+    """The model before fine-tuning, on a GPU where there is one."""
     import torch
 
     from rcprobe.loading import load
     from rcprobe_plugins.models.a2d import convert
 
-    there = torch.cuda.is_available()
-    m = load(tuning.source, device="cuda" if there else "cpu", dtype="bfloat16" if there else None)
+    m = load(tuning.source, device="cuda" if torch.cuda.is_available() else "cpu", dtype=tuning.dtype)
     return convert(m, shift=1) if tuning.converted else m  # what it knows of the next token stays of use

@@ -49,6 +49,12 @@ def command(
 
     Example: rcprobe reproduce tab2 --quick --out runs/tab2
     """
+    from rcprobe.errors import UnknownNameError, UsageError
+
+    if seeds is not None and seeds < 1:
+        raise UsageError(f"--seeds {seeds}: use 1 or more")
+    if question and table not in ("reviews", "all"):
+        raise UsageError(f"--question {question} is of reviews: rcprobe reproduce reviews --question {question}")
     if table in TUNED:
         from rcprobe_plugins.studies.fine_tuned_command import reproduce_tuned
 
@@ -58,21 +64,16 @@ def command(
         )  # fmt: skip
         return
     from rcprobe.cli import print_json
-    from rcprobe.errors import UnknownNameError, UsageError
     from rcprobe.report.report import new_folder
 
     if table not in (*TABLES, "reviews", "all"):
         raise UnknownNameError("table", table, (*TABLES, *TUNED, "reviews", "all"))
     if mini or dry_run or model is not None or data is not None:
         raise UsageError(f"--mini, --model, --data and --dry-run are of {', '.join(TUNED)}, not of {table}")
-    if question and table not in ("reviews", "all"):
-        raise UsageError(f"--question {question} is of reviews: rcprobe reproduce reviews --question {question}")
     if question:
         from rcprobe_plugins.studies.reviews.questions import known_questions
 
         known_questions(question)  # before a folder is made
-    if seeds is not None and seeds < 1:
-        raise UsageError(f"--seeds {seeds}: use 1 or more")
     folder = new_folder(out) if out is not None else None
     count = seeds or (QUICK_SEEDS if quick else 8)
     asked = TABLES if table == "all" else () if table == "reviews" else (table,)
