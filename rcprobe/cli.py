@@ -9,7 +9,7 @@ import typer
 from rcprobe.commands.compare import compare_command
 from rcprobe.commands.doctor import doctor_command
 from rcprobe.commands.models import cli as models_cli
-from rcprobe.commands.output import print_json
+from rcprobe.commands.output import print_json, say
 from rcprobe.commands.plugins import cli as plugins_cli
 from rcprobe.commands.report import report_command
 from rcprobe.commands.run import run_command
@@ -47,7 +47,7 @@ def main() -> None:
         _add_plugin_commands()
         code = cli(standalone_mode=False)
     except RcprobeError as error:
-        typer.echo(f"rcprobe: {error}", err=True)
+        say(f"rcprobe: {error}", err=True)
         code = error.exit_code
     except typer.TyperException as error:
         error.show()  # type: ignore[attr-defined]

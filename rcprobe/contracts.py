@@ -200,14 +200,22 @@ _NO_MODEL = Check("tiny model", None, "no masked model with a tokenizer is regis
 
 
 def _tiny() -> tuple[LoadedModel, list[Fact]] | None:
-    """The first registered masked family that builds a small model with storage, and facts its tokenizer reads."""
+    """The first registered masked family that builds a small model with storage, and facts its tokenizer reads.
+
+    A family that can't be built or run is somebody else's: what is tried here isn't at fault, so the next one is taken.
+    """
     for name in registry().names("models"):
-        family = registry().checked("models", name, Adapter)
-        if family.objective == "masked" and family.tiny and family.ov_circuit is not None:
+        try:
+            family = registry().checked("models", name, Adapter)
+            if family.objective != "masked" or not family.tiny or family.ov_circuit is None:
+                continue
             m = tiny_model(family)
             facts = _readable(m)
-            if facts:
-                return m, facts
+            observe(m, encode(m, facts, "same_target"), read={"log_probs"})
+        except Exception:  # noqa: BLE001 - a stranger's code may raise anything
+            continue
+        if facts:
+            return m, facts
     return None
 
 

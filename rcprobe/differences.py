@@ -25,8 +25,8 @@ class Difference:
     """A − B with its 95 % interval; ``p`` is two-sided, against no difference.
 
     ``n`` replicates (of ``unit``: 'seeds' or 'clusters') gave a value, of seeds those of the side that has fewer;
-    ``undefined`` is the share of replicates that gave none. ``method`` says how interval and p were made. Numbers are
-    NaN where undefined.
+    ``undefined`` is the share of replicates that gave none, of seeds on the side that lost more. ``method`` says how
+    interval and p were made. Numbers are NaN where undefined.
     """
 
     value: float
@@ -47,7 +47,7 @@ def welch(a: ArrayLike, b: ArrayLike) -> Difference:
     """
     given = [np.asarray(side, dtype=np.float64) for side in (a, b)]
     x, y = (side[~np.isnan(side)] for side in given)
-    n, lost = min(x.size, y.size), 1 - (x.size + y.size) / max(1, sum(side.size for side in given))
+    n, lost = min(x.size, y.size), max(float(np.isnan(side).mean()) if side.size else 0.0 for side in given)
     value = float(x.mean() - y.mean()) if n else math.nan
     low = high = p = math.nan
     if n >= 2 and np.ptp(x) == 0 and np.ptp(y) == 0:

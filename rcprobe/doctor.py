@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from rcprobe import __version__
+from rcprobe.packages import installed
 from rcprobe.plugins import BUNDLED, DISABLE, RAISE, registry
 
 GIB = 2**30
@@ -122,9 +123,14 @@ def _cache() -> Iterator[Finding]:
     from huggingface_hub import constants
 
     folder = Path(constants.HF_HUB_CACHE)
-    there = next(path for path in (folder, *folder.parents) if path.exists())
+    way_out = "set HF_HOME to a folder that can"
+    try:
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+    except PermissionError:
+        yield Finding("cache", "note", f"{folder} can't be looked into", way_out)
+        return
     if not os.access(there, os.W_OK):
-        yield Finding("cache", "note", f"{folder} can't be written", "set HF_HOME to a folder that can")
+        yield Finding("cache", "note", f"{folder} can't be written", way_out)
         return
     free = shutil.disk_usage(there).free
     little = free < LITTLE_DISK
@@ -159,7 +165,7 @@ def _keeping() -> Iterator[Finding]:
 
 def _extras() -> Iterator[Finding]:
     for extra, (modules, purpose) in EXTRAS.items():
-        missing = [module for module in modules if importlib.util.find_spec(module) is None]
+        missing = [module for module in modules if not installed(module)]
         if missing:
             seen = f"{', '.join(missing)} not installed, so not here: {purpose}"
             yield Finding(f"extra {extra}", "note", seen, f"pip install 'rcprobe[{extra}]'")

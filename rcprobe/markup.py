@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from html import escape
 
-from rcprobe.report.visible import visible
+from rcprobe.visible import visible
 
 CELL = "text-align:left;vertical-align:top;padding:.15em .7em;border-bottom:1px solid rgba(128,128,128,.35)"
 EVIDENCE = "background:rgba(40,120,220,.28);border-radius:.25em;padding:.1em .25em"

@@ -1,5 +1,7 @@
 """A plugin to start from: a package that installs, is typed, and passes its own test."""
 
+import ast
+import builtins
 import importlib.util
 import keyword
 import re
@@ -57,7 +59,7 @@ def new_plugin(name: str, kind: str, folder: str | Path | None = None) -> list[P
         "kind": kind,
         "article": "An" if kind == "encoding" else "A",
         "module": start.module,
-        "target": "".join(part.capitalize() for part in name.split("_")) if start.is_class else name,
+        "target": _target(name, kind),
         "dependencies": ", ".join(f'"{package}"' for package in ("rcprobe", *start.imports)),
         "use": Template(start.use).substitute(name=name),
     }
@@ -92,6 +94,24 @@ def check_name(name: str, kind: str) -> None:
     installed = {(dist.name or "").lower().replace("-", "_").replace(".", "_") for dist in metadata.distributions()}
     if name in installed or importlib.util.find_spec(name) is not None:
         raise UsageError(f"{name!r} is taken by an installed package or module; use another name")
+    for word in (name, _target(name, kind)):
+        if keyword.iskeyword(word) or hasattr(builtins, word) or word in _used(kind):
+            raise UsageError(
+                f"{name!r}: {word} means something else in Python, or in what a {kind} starts from; use another name"
+            )
+
+
+def _target(name: str, kind: str) -> str:
+    """What the plugin's object is called: a class in capitals, anything else as the plugin."""
+    return "".join(part.capitalize() for part in name.split("_")) if STARTS[kind].is_class else name
+
+
+def _used(kind: str) -> set[str]:
+    """Every name that a kind's templates use themselves."""
+    blank = dict.fromkeys(("name", "target", "module", "kind"), "_")
+    texts = [_filled(template, blank) for template in ("hook", kind, f"{kind}_check")]
+    nodes = [node for text in texts for node in ast.walk(ast.parse(text))]
+    return {getattr(node, field, "") for node in nodes for field in ("id", "arg", "name")}
 
 
 def _filled(template: str, words: dict[str, str]) -> str:

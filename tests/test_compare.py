@@ -4,7 +4,7 @@ import json
 import math
 import re
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import pairwise
 
 import numpy as np
@@ -15,10 +15,13 @@ from test_cli import call, refused, strict
 from test_html import CHROMIUM, Reader, browse
 
 import rcprobe
-from rcprobe.comparison import figures, measures
+from rcprobe.commands.compare import Format, _written
+from rcprobe.comparison import contrasts, figures, measures
 from rcprobe.comparison.html import page
+from rcprobe.differences import Difference
 from rcprobe.errors import UsageError
 from rcprobe.facts import Dataset
+from rcprobe.measured import PairTable
 from rcprobe.report import build
 
 LIGHT = (synthetic.METRICS[2], synthetic.METRICS[4])  # dynamics and accuracy: quick to judge
@@ -192,6 +195,73 @@ def test_the_same_run_twice_is_never_told_apart():
     assert "strong and weak probed the same weights" in same.to_markdown()
 
 
+def without(report, metric, fact):
+    """The report as if a fact couldn't be asked by one metric: it isn't in that metric's table."""
+
+    def less(measured):
+        if measured.metric != metric:
+            return measured
+        kept = measured.table.fact != fact
+        table = PairTable(*(getattr(measured.table, f.name)[kept] for f in fields(PairTable)))
+        return replace(measured, table=table, columns={n: c[kept] for n, c in measured.columns.items()})
+
+    (one,) = report.runs
+    steps = tuple(replace(step, measured=tuple(map(less, step.measured))) for step in one.steps)
+    return replace(report, runs=(replace(one, steps=steps),))
+
+
+def growth(report, name, own, control, start=None):
+    """Each fact's own column less its control, at the end (and less that at ``start``)."""
+    frame = report.frame(name)
+    apart = (frame[own] - frame[control]).groupby([frame.fact, frame.step]).mean().unstack()
+    return apart[100] - (0 if start is None else apart[start])
+
+
+@pytest.mark.parametrize("lost", [(3, None), (3, 17)], ids=["other counts", "other facts"])
+def test_facts_are_paired_by_fact_whichever_a_run_has(reports, lost):
+    pair = [
+        report if fact is None else without(report, "gradient_alignment", fact)
+        for report, fact in zip((reports["strong"], reports["weak"]), lost, strict=True)
+    ]
+    both = rcprobe.compare(dict(zip(("strong", "weak"), pair, strict=True)))
+    a, b = (growth(report, "gradient_alignment", "matched", "same_target") for report in pair)
+    contrast = of(both, "dynamics: cos matched −")
+    assert contrast.difference.value == pytest.approx((a - b).mean())
+    assert contrast.difference.n == len((a - b).dropna()) == 25 - len([fact for fact in lost if fact is not None])
+
+
+def test_effect_sizes_of_runs_that_lost_one_fact_each_need_the_same_facts(reports):
+    strong, weak = reports["strong"], reports["weak"]
+    same = {"strong": without(strong, "storage", 3), "weak": without(weak, "storage", 3)}
+    asked = rcprobe.compare(same)
+    assert of(asked, "storage: growth").difference.n == 24
+    unlike = rcprobe.compare({"strong": without(strong, "storage", 3), "weak": without(weak, "storage", 17)})
+    (refused_one,) = [r for r in unlike.refusals if r.measure.name == "storage"]
+    assert refused_one.why == "not the same facts have a value"
+
+
+def test_a_fact_that_one_run_lacks_and_the_other_has_without_a_value_shifts_no_resample(reports):
+    def undefined(metric, columns):
+        if metric != "storage":
+            return {}
+        return {name: np.where(np.arange(25)[:, None, None] == 3, np.nan, c) for name, c in columns.items()}
+
+    same = run((0,), change=undefined, names=MOST)
+    both = rcprobe.compare({"strong": same, "weak": without(same, "storage", 3)})
+    difference = of(both, "storage: growth").difference
+    assert (difference.value, difference.low, difference.high) == (0, 0, 0)
+
+
+def test_an_undefined_p_is_not_counted_as_tested(monkeypatch):
+    undefined = Difference(0.5, math.nan, math.nan, math.nan, 25, "clusters", "")
+    monkeypatch.setattr(contrasts, "paired_means", lambda *_: undefined)
+    found = rcprobe.compare({"strong": run(), "weak": run((1,))})
+    assert {(c.found, c.why) for c in found.contrasts} == {
+        ("too few", "its p is undefined: too few resamples have a value")
+    }
+    assert "No difference was tested." in found.to_markdown()
+
+
 # --- what can't be compared ---
 
 
@@ -239,6 +309,30 @@ def test_log_probabilities_of_two_kinds_are_not_compared():
     models = [replace(given, info={**synthetic.INFO, "model": name}) for name in ("x", "y")]
     (reason,) = why("reverse_probability", *models)
     assert "tokenizers" in reason
+
+
+@pytest.mark.parametrize(
+    ("info", "of_what"),
+    [
+        ({"train": {"steps": 3, "method": "lora"}}, "fresh low-rank adapters"),
+        ({"loading": {"peft": "adapters"}}, "loaded low-rank adapters"),
+    ],
+)
+def test_cosines_over_adapters_and_over_weights_are_not_compared(info, of_what):
+    (reason,) = why("gradient_alignment", run(), run((1,), info=info))
+    assert f"one takes gradients in the weights themselves, two in {of_what}" in reason
+    old, new = run(info={"train": {"steps": 3}}), run((1,), info={"train": {"steps": 3, "method": "full"}})
+    assert of(rcprobe.compare({"strong": old, "weak": new}), "dynamics: cos matched −")
+
+
+def test_cosines_over_all_weights_and_over_what_a_quantised_model_has_left_are_not_compared():
+    given = run((1,))
+    (one,) = given.runs
+    counts = {"read": {"weight": 3}, "left out": {"it is quantised": 2}, "undefined": {}}
+    steps = tuple(replace(step, coverage={"same_target": counts}) for step in one.steps)
+    quantised = replace(given, runs=(replace(one, steps=steps),))
+    (reason,) = why("gradient_alignment", run(), quantised)
+    assert "less what is left out (it is quantised)" in reason
 
 
 def test_answers_of_two_decoders_are_not_compared():
@@ -389,6 +483,12 @@ def test_every_format_is_written_without_the_paths_of_this_machine(kept, tmp_pat
     table = call("compare", *runs).out
     assert "Accuracy forward / reverse" in table
     assert "Of 2 differences between two runs, 1 holds" in " ".join(table.split())
+
+
+def test_half_a_character_in_a_setting_is_kept_in_json():
+    found = rcprobe.compare({"one": run(), "two": run((1,), info={"revision": "half \ud800"})})
+    written = _written(found, Format.JSON).encode()
+    assert strict(written.decode())["runs"][1]["info"]["revision"] == "half \ud800"
 
 
 def test_what_was_asked_wrongly_is_named(kept, tmp_path):

@@ -3,6 +3,7 @@
 import itertools
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from test_cli import call, refused
 import rcprobe
 from rcprobe import contracts
 from rcprobe.contracts import CHECKS, check, check_dataset, check_decoder, check_encoding, check_metric
+from rcprobe.errors import PluginError
 from rcprobe.plugins import registry
 
 FACTS = tuple(rcprobe.Fact(a, b, "{a} of {b}", "{b} has {a}") for a, b in (("Oslo", "Norway"), ("Rome", "Italy")))
@@ -246,3 +248,38 @@ def test_the_command_tells_kind_and_check_and_fails_with_them(monkeypatch):
     assert done.code == 1
     assert "wrong  behaviour: heads 1: it declares reads_distance_only = False" in done.out
     assert "'alibi'" in refused("plugins", "check", "alibbi")
+
+
+class Unbuilt(registry().get("models", "radd")):
+    """A family that can't be built."""
+
+    @classmethod
+    def build(cls, options):
+        """Fail."""
+        raise RuntimeError("its files are gone")
+
+
+class Unrun(registry().get("models", "radd")):
+    """A family that is built and can't be run."""
+
+    @classmethod
+    def build(cls, options):
+        """Give what takes no tokens."""
+        model = super().build(options)
+        model.forward = lambda *_, **__: 1 / 0
+        return model
+
+
+def test_a_strangers_broken_models_fail_nobody_elses_plugin(monkeypatch):
+    families = {"gone": None, "unbuilt": Unbuilt, "unrun": Unrun, "radd": registry().get("models", "radd")}
+
+    def checked(kind, name, wanted):
+        if families[name] is None:
+            raise PluginError("no such module")
+        return families[name]
+
+    fake = SimpleNamespace(names=lambda kind: list(families), checked=checked)
+    monkeypatch.setattr(contracts, "registry", lambda: fake)
+    found = check_metric(registry().get("metrics", "reverse_probability"))
+    assert not wrong(found)
+    assert any(one.passed for one in found)

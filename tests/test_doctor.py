@@ -11,6 +11,7 @@ from test_cli import call
 
 from rcprobe import doctor, hub
 from rcprobe.doctor import EXTRAS, examine
+from rcprobe.packages import installed
 from rcprobe.plugins import BUNDLED, load_registry
 
 SECRET = "hf_not_to_be_shown"
@@ -102,6 +103,25 @@ def test_an_extra_that_is_missing_is_a_note_with_its_purpose(monkeypatch):
     finding = one("extra report")
     assert (finding.state, finding.way_out) == ("note", "pip install 'rcprobe[report]'")
     assert finding.seen == "no_such_module not installed, so not here: pages"
+
+
+def test_a_bare_folder_is_no_package(monkeypatch, tmp_path):
+    (tmp_path / "no_such_module").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert not installed("no_such_module")
+    assert installed("pluggy")
+    monkeypatch.setitem(EXTRAS, "report", (("no_such_module",), "pages"))
+    assert one("extra report").state == "note"
+
+
+def test_a_cache_that_cannot_be_looked_into_is_a_note_with_the_way_out(monkeypatch):
+    def closed(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "exists", closed)
+    (finding,) = doctor._cache()
+    assert (finding.state, finding.way_out) == ("note", "set HF_HOME to a folder that can")
+    assert "can't be looked into" in finding.seen
 
 
 def test_every_extra_of_the_project_is_known():

@@ -19,6 +19,7 @@ from rcprobe.report.saved import _signature
 from rcprobe.report.terminal import print_report
 from rcprobe.signatures import judge_all
 from rcprobe.step_files import load_step, save_step
+from rcprobe_plugins.trackers.scalars import verdicts
 
 METRIC = resolve_metrics(["route_knockout"])[0]
 FALLS = {"forward evidence": 3.0, "forward control": 0.5, "reverse evidence": 0.2, "reverse control": 0.4}
@@ -82,6 +83,11 @@ def test_every_output_says_that_it_is_no_signature(report, capsys):
     assert "knockout, causal check (swapped)" in to_markdown(report)
     answer = plain.answer(report)
     assert "Beside the signatures, a causal check: Knockout: absent." in answer
+    shown = report._repr_html_()
+    assert "knockout, causal check" in shown
+    assert "route_knockout: a causal check, not one of the signatures" in shown
+    assert "a causal check, not one of the signatures" in verdicts(report)["route_knockout"]
+    assert not any("causal check" in verdicts(report)[name] for name, s in report.signatures.items() if not s.check)
     text = page(report)
     assert "(A causal check, not a signature.)" in text
     assert text.count("p is below .05 after Holm") == sum(s.verdict in ("present",) for s in report.signatures.values())

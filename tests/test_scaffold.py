@@ -137,6 +137,26 @@ def test_a_name_that_will_not_do_is_refused_and_nothing_written(name, reason, tm
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("none", "model"),
+        ("true", "encoding"),
+        ("value_error", "model"),
+        ("tuple", "dataset"),
+        ("len", "decoder"),
+        ("tokenizer", "model"),
+        ("report", "metric"),
+        ("seen", "metric"),
+        ("register", "dataset"),
+    ],
+)
+def test_a_name_that_would_hide_what_the_package_itself_uses_is_refused(name, kind, tmp_path):
+    with pytest.raises(UsageError, match="means something else"):
+        new_plugin(name, kind, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_name_of_another_kind_is_free(tmp_path):
     assert "rope" in registry().names("encodings")
     assert new_plugin("rope", "metric", tmp_path)

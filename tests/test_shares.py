@@ -14,7 +14,7 @@ from scipy import stats
 import rcprobe
 from rcprobe.measured import Measured, PairTable
 from rcprobe.probe import _by_fact, _counts, _means
-from rcprobe.report import plain
+from rcprobe.report import plain, words
 from rcprobe.report.curves import accuracy
 from rcprobe.report.export import to_csv
 from rcprobe.report.html import page
@@ -92,12 +92,18 @@ def test_facts_that_share_a_name_are_said_to_make_it_too_narrow(report):
     assert assumption(replace(report, dataset=replace(town, replicate="seed"))) == ""
 
 
+def test_a_seed_without_a_share_leaves_a_dash_and_no_interval(report):
+    share = replace(shares(report)[1], seeds=(0.5, math.nan))
+    assert words.share(share) == "–"
+
+
 def test_every_output_shows_it(report, capsys):
     print_report(report)
     said = " ".join(capsys.readouterr().out.split())
     for shown in ("100% [91%, 100%]", "50% [33%, 67%]", "25% [14%, 40%]", "Wilson's interval over facts"):
         assert shown in said
         assert shown.replace("'", "&#39;") in page(report)
+        assert shown.replace("'", "&#x27;") in report._repr_html_()
     assert plain.answer(report)[0].startswith(
         "Asked forward, the model is right 100% [91%, 100%] of the time; asked in"
     )

@@ -5,6 +5,7 @@ The stand-in has what the tracker calls, no more; with wandb 0.31 itself, offlin
 
 import json
 import os
+import shutil
 import sys
 
 import numpy as np
@@ -42,8 +43,11 @@ TENSORBOARD, WANDB = "rcprobe_plugins.trackers.tensorboard", "rcprobe_plugins.tr
 @pytest.fixture
 def tracked(tmp_path, monkeypatch):
     """``tracked(names…)`` runs a small model with these trackers on and gives its report."""
-    (tmp_path / "wandb.py").write_text(FAKE)
-    monkeypatch.syspath_prepend(tmp_path)
+    site = tmp_path / "site"
+    (site / "wandb-0.0.dist-info").mkdir(parents=True)
+    (site / "wandb-0.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: wandb\nVersion: 0.0\n")
+    (site / "wandb.py").write_text(FAKE)
+    monkeypatch.syspath_prepend(site)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FAKE_WANDB", str(tmp_path / "wandb.jsonl"))
     monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
@@ -75,7 +79,7 @@ def mean(report, seed, step):
 
 def test_off_unless_named(tracked, tmp_path):
     tracked()
-    assert {path.name for path in tmp_path.iterdir()} == {"wandb.py"}
+    assert {path.name for path in tmp_path.iterdir()} == {"site"}
 
 
 def test_tensorboard_reads_every_step_of_every_seed(tracked, tmp_path):
@@ -131,6 +135,14 @@ def test_one_whose_package_is_missing_is_left_out_with_the_way_out(tracked, monk
     assert "pip install 'rcprobe[wandb]'" in failure.reason
 
 
+def test_a_bare_folder_of_its_name_is_no_package(tracked, tmp_path):
+    shutil.rmtree(tmp_path / "site")
+    (tmp_path / "site" / "wandb").mkdir(parents=True)  # as wandb itself makes one where it is run
+    tracked(WANDB)
+    (failure,) = registry().failures
+    assert "pip install 'rcprobe[wandb]'" in failure.reason
+
+
 def test_naming_one_imports_nothing_heavy():
     import subprocess
 
@@ -153,13 +165,16 @@ def test_verdicts_of_what_was_not_measured(tracked):
 
 def test_steps_that_go_back_are_another_run():
     opened = []
-    sessions = Sessions(lambda run, seed: opened.append((run, seed)) or len(opened))
+    closed = []
+    sessions = Sessions(lambda run, seed: opened.append((run, seed)) or len(opened), closed.append)
 
     def step(seed, number):
         return sessions.at(Step(seed, number, None, (), {}, {}, {}))
 
     assert [step(0, 0), step(1, 0), step(0, 5), step(1, 5)] == [1, 2, 1, 2]
     assert step(0, 0) == 3
+    assert closed == [1, 2]  # of a run that was aborted nothing is left open
     assert opened[0][0] == opened[1][0] != opened[2][0]
     sessions.end()
+    assert closed == [1, 2, 3]
     assert step(0, 9) == 4

@@ -80,6 +80,6 @@ def _written(found: "Comparison", kind: Format) -> str:
     if kind is Format.JSON:
         import json
 
-        return json.dumps(found.to_dict(), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+        return json.dumps(found.to_dict(), indent=2, allow_nan=False) + "\n"
     write = {Format.MARKDOWN: found.to_markdown, Format.LATEX: found.to_latex, Format.CSV: found.to_csv}[kind]
     return write()

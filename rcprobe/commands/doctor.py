@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from rcprobe.commands.output import print_json
+from rcprobe.commands.output import print_json, say
 
 MARKS = {"ok": "ok", "note": "note", "broken": "BROKEN"}
 
@@ -25,8 +25,8 @@ def doctor_command(as_json: Annotated[bool, typer.Option("--json", help="Print a
     else:
         width = max(len(finding.topic) for finding in found)
         for finding in found:
-            typer.echo(f"{MARKS[finding.state]:<7} {finding.topic:<{width}}  {finding.seen}")
+            say(f"{MARKS[finding.state]:<7} {finding.topic:<{width}}  {finding.seen}")
             if finding.way_out:
-                typer.echo(f"{'':<{width + 8}}  → {finding.way_out}")
+                say(f"{'':<{width + 8}}  → {finding.way_out}")
     if any(finding.state == "broken" for finding in found):
         raise typer.Exit(1)

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from rcprobe.commands.output import print_json, tell_failures
+from rcprobe.commands.output import print_json, say, tell_failures
 
 cli = typer.Typer(help="What would be done with a checkpoint.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -25,5 +25,5 @@ def models_inspect(
     if as_json:
         print_json(found.to_dict())
     else:
-        typer.echo(str(found))
+        say(str(found))
     tell_failures()

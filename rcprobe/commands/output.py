@@ -7,17 +7,23 @@ from typing import Any
 import typer
 
 from rcprobe.plugins import Failure, registry
+from rcprobe.visible import visible
 
 
 def print_json(value: Any) -> None:
-    """Print strict JSON: an undefined number is null, never NaN."""
-    typer.echo(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False))
+    """Print strict JSON in ASCII, which holds half characters too: an undefined number is null, never NaN."""
+    typer.echo(json.dumps(value, indent=2, allow_nan=False))
+
+
+def say(text: object, *, err: bool = False) -> None:
+    """Print lines of text, hidden characters spelt out: a terminal obeys those in names from outside."""
+    typer.echo("\n".join(map(visible, str(text).split("\n"))), err=err)
 
 
 def tell_failures(told: Sequence[Failure] = ()) -> None:
     """Say on standard error which plugins, or which of their hooks, were left out, but those that were told."""
     for failure in [failure for failure in registry().failures if failure not in told]:
-        typer.echo(f"left out: {failure.origin}: {failure.reason}", err=True)
+        say(f"left out: {failure.origin}: {failure.reason}", err=True)
 
 
 def duration(seconds: float) -> str:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rcprobe.commands.output import print_json, tell_failures
+from rcprobe.commands.output import print_json, say, tell_failures
 from rcprobe.errors import PluginError, UnknownNameError, UsageError
 from rcprobe.plugins import KINDS, Entry, Origin, registry
 
@@ -34,15 +34,15 @@ def plugins_list(as_json: Annotated[bool, typer.Option("--json", help="Print as 
         plugins = [_origin(origin) for origin in names.known()]
         print_json({"plugins": plugins, "entries": [_described(e) for e in names.entries], "failures": failures})
         return
-    typer.echo("plugins:")
+    say("plugins:")
     for origin in names.known():
-        typer.echo(f"  {origin.plugin:<24} {origin.package:<24} {names.state(origin)}")
+        say(f"  {origin.plugin:<24} {origin.package:<24} {names.state(origin)}")
     for kind in KINDS:
         entries = [entry for entry in names.entries if entry.kind == kind]
         if entries:
-            typer.echo(f"{kind}:")
+            say(f"{kind}:")
         for entry in entries:
-            typer.echo(f"  {entry.name:<24} {entry.origin.package}")
+            say(f"  {entry.name:<24} {entry.origin.package}")
     tell_failures()
 
 
@@ -89,7 +89,7 @@ def plugins_check(
         print_json([{"kind": k, "name": one.name, "passed": one.passed, "seen": one.seen} for k, one in rows])
     else:
         for kind, checks in found.items():
-            typer.echo(report(name if len(found) == 1 else f"{name} ({kind.removesuffix('s')})", checks))
+            say(report(name if len(found) == 1 else f"{name} ({kind.removesuffix('s')})", checks))
     tell_failures()
     if any(one.passed is False for checks in found.values() for one in checks):
         raise typer.Exit(1)
@@ -110,7 +110,7 @@ def plugins_new(
     if out is not None and not out.strip():
         raise UsageError("--out: the name is empty")
     for path in new_plugin(name, kind, out):
-        typer.echo(path)
+        say(path)
 
 
 def _looked_at(entry: Entry) -> dict[str, Any]:
@@ -130,11 +130,11 @@ def _plugin(origin: Origin) -> dict[str, Any]:
 
 
 def _print(row: dict[str, Any]) -> None:
-    typer.echo(f"{row['name']} ({row['kind'].removesuffix('s')}): {row['description']}")
+    say(f"{row['name']} ({row['kind'].removesuffix('s')}): {row['description']}")
     package = f"{row['distribution']} {row['version']}".rstrip()
-    typer.echo(f"  from     {package}, plugin {row['plugin']!r}")
-    typer.echo(f"  defined  {row['target']}")
-    typer.echo(f"  state    {row['state']}{': ' if row['error'] else ''}{row['error'] or ''}")
+    say(f"  from     {package}, plugin {row['plugin']!r}")
+    say(f"  defined  {row['target']}")
+    say(f"  state    {row['state']}{': ' if row['error'] else ''}{row['error'] or ''}")
 
 
 def _described(entry: Entry) -> dict[str, Any]:

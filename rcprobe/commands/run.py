@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rcprobe.commands.output import duration, print_json, tell_failures
+from rcprobe.commands.output import duration, print_json, say, tell_failures
 from rcprobe.config import FINE_TUNING, RunConfig, read_config
 from rcprobe.errors import UsageError
 from rcprobe.plugins import registry
@@ -158,7 +158,7 @@ def _run(asked: RunConfig, *, fresh: bool, show: bool, as_json: bool, quiet: boo
     elif not quiet:
         print_report(report)
     if fresh and not quiet:
-        typer.echo(f"kept in {report.folder}", err=True)
+        say(f"kept in {report.folder}", err=True)
 
 
 def _load(asked: RunConfig, show: bool) -> "LoadedModel":
@@ -218,7 +218,7 @@ def _print_cost(asked: RunConfig, cost: "Cost") -> None:
         "how": cost.how,
     }
     for name, text in rows.items():
-        typer.echo(f"{name:<11} {text}")
+        say(f"{name:<11} {text}")
 
 
 def _tell_what_is_there(out: str | None) -> None:
@@ -226,7 +226,7 @@ def _tell_what_is_there(out: str | None) -> None:
 
     if out and (Path(out) / MANIFEST).exists():
         done, of = RunFolder(Path(out)).progress()
-        typer.echo(f"{out} holds {done} of {of} steps", err=True)
+        say(f"{out} holds {done} of {of} steps", err=True)
 
 
 def _no_progress_bars() -> None:

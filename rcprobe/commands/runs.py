@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rcprobe.commands.output import print_json
+from rcprobe.commands.output import print_json, say
 from rcprobe.errors import RunError, UsageError
 
 cli = typer.Typer(help="Runs that were kept.", no_args_is_help=True, rich_markup_mode=None)
@@ -28,10 +28,10 @@ def runs_list(
         print_json(found)
         return
     if not found:
-        typer.echo(f"no runs in {folder}", err=True)
+        say(f"no runs in {folder}", err=True)
     width = max((len(row["run"]) for row in found), default=0)
     for row in found:
-        typer.echo(f"{row['run']:<{width}}  {row['state']:<10}  {row['described']}")
+        say(f"{row['run']:<{width}}  {row['state']:<10}  {row['described']}")
 
 
 @cli.command("show")
@@ -57,8 +57,8 @@ def runs_show(
         print_json({"state": kept.state(), "steps": steps, "failures": failures, "manifest": manifest})
         return
     settings = manifest["settings"]
-    typer.echo(f"{run}: {kept.state()}, {done} of {of} steps, begun {manifest.get('created')}")
-    typer.echo(f"  command      {manifest.get('command')}")
+    say(f"{run}: {kept.state()}, {done} of {of} steps, begun {manifest.get('created')}")
+    say(f"  command      {manifest.get('command')}")
     for name in (
         "model",
         "options",
@@ -77,7 +77,7 @@ def runs_show(
     for seed, part in seeds.items():
         failure = part.failure()
         ending = f"failed: {failure}" if failure else "finished" if part.finished() else "not finished"
-        typer.echo(f"  seed {seed:<7} {len(part.numbers())} steps, {ending}")
+        say(f"  seed {seed:<7} {len(part.numbers())} steps, {ending}")
     if kept.finished():
         from rcprobe.report import load_report
         from rcprobe.report.terminal import print_report
@@ -118,4 +118,4 @@ def _row(name: str, value: Any) -> None:
     elif isinstance(value, list):
         value = ", ".join(map(str, value))
     if value not in (None, ""):
-        typer.echo(f"  {name:<12} {value}")
+        say(f"  {name:<12} {value}")

@@ -78,9 +78,24 @@ def _why_not(measure: Measure, a: Run, b: Run) -> str:
             )
         if a.tokenizer != b.tokenizer:
             return "their tokenizers aren't the same, and log-probabilities depend on how answers are cut"
+    if measure.unit == "cosine" and _moved(a) != _moved(b):
+        return (
+            f"{a.name} takes gradients in {_moved(a)}, {b.name} in {_moved(b)}: cosines over other parameters, and "
+            "over adapters they depend on how the random half was drawn"
+        )
     if measure.name == "answers" and a.report.info.get("decoding") != b.report.info.get("decoding"):
         return "their answers were decoded in two ways"
     return ""
+
+
+def _moved(run: Run) -> str:
+    """What a run's gradients are of. Runs from before there was a ``method`` trained every weight."""
+    info = run.report.info
+    loaded = (info.get("loading") or {}).get("peft")
+    fresh = (info.get("train") or {}).get("method", "full") == "lora"
+    of = "fresh low-rank adapters" if fresh else "loaded low-rank adapters" if loaded else "the weights themselves"
+    reasons = sorted({reason for covered in run.report.coverage.values() for reason in covered["left out"]})
+    return of + (f" less what is left out ({', '.join(map(visible, reasons))})" if reasons else "")
 
 
 def _nothing(measure: Measure, run: Run, held: Values | None) -> str:
@@ -138,6 +153,8 @@ def _undecided(group: Group, measure: Measure, a: str, b: str, found: Difference
         why = f"{found.n} {who}; a comparison needs {minimum}"
     elif found.undefined > UNDEFINED_SHARE:
         why = f"{found.undefined:.0%} of the {group.replicate}s have no value"
+    elif math.isnan(found.p):
+        why = "its p is undefined: too few resamples have a value"
     return Contrast(group.label, measure, a, b, found, math.nan, "too few" if why else "not told apart", why)
 
 

@@ -10,14 +10,15 @@ from numpy.typing import NDArray
 
 from rcprobe.comparison.runs import Group, Run
 from rcprobe.differences import RESAMPLES, resamples
-from rcprobe.facts import Pairing
+from rcprobe.facts import Dataset, Pairing
+from rcprobe.facts import clusters as clusters_of
 from rcprobe.measured import Measured, per_fact
 from rcprobe.metrics import Condition
 from rcprobe.report import words
 from rcprobe.report.report import FULL, Report
 from rcprobe.report.values import finished, last, mean_over
 from rcprobe.report.visible import visible
-from rcprobe.signatures import Finding, Signature, fact_clusters, fact_values, row_clusters, score_rows
+from rcprobe.signatures import Finding, Signature, fact_values, score_rows
 from rcprobe.statistics import hedges_dz, score_correlation, weighted_mean
 
 Floats = NDArray[np.float64]
@@ -33,9 +34,9 @@ ANSWERED = {"accuracy": "accuracy", "answers": "written accuracy"}  # metrics th
 class Values:
     """A measure of one run, by what repeats it.
 
-    ``seeds`` has one value a seed. Where facts are the replicate, a mean has ``facts`` [facts], one value a fact, and
-    their ``clusters``; of an effect size or a correlation ``draw`` gives the values in the resamples that all runs
-    share, and ``clusters`` are those with a value.
+    ``seeds`` has one value a seed. Where facts are the replicate, a mean has ``facts``, one value for each trained fact
+    of the dataset (NaN without one), and their ``clusters``; of an effect size or a correlation ``draw`` gives the
+    values in the resamples that all runs share, and ``clusters`` are those with a value.
     """
 
     value: float
@@ -126,7 +127,8 @@ def _answers(report: Report, measure: Measure) -> Values | None:
     way, _, reading = measure.column.partition(", ")
     kept = [m for m in last(report, measure.name, ASKED) if measure.column in m.columns]
     size = len(report.dataset.facts)
-    by_fact = [_trained(m, m.columns[measure.column], size) for m in kept]
+    asked = _asked(report.dataset)
+    by_fact = [_trained(m, m.columns[measure.column], size)[asked] for m in kept]
     if measure.name == "accuracy" and reading in report.accuracy.get(ASKED, {}):
         seeds = [both[("forward", "reverse").index(way)] for both in report.accuracy[ASKED][reading]]
     else:
@@ -137,21 +139,20 @@ def _answers(report: Report, measure: Measure) -> Values | None:
     if not by_fact:
         return Values(weighted_mean(shares), shares)
     facts = mean_over(by_fact)
-    return Values(weighted_mean(facts), shares, facts, clusters=_fact_clusters(kept[0], size))
+    return Values(weighted_mean(facts), shares, facts, clusters=_clusters(report.dataset))
 
 
 def _contrast(report: Report, condition: Condition, both: Sequence[tuple[Measured, Measured]]) -> Values:
-    per_seed = [fact_values(condition, end, start if condition.growth else None) for end, start in both]
-    contrasts = [own if control is None else own - control for own, control in per_seed]
+    contrasts = [_by_fact(report.dataset, condition, end, start) for end, start in both]
     statistic: Callable[[Any], float] = hedges_dz if condition.statistic == "effect_size" else weighted_mean
     seeds = np.array([statistic(one) for one in contrasts], dtype=np.float64)
     if report.dataset.replicate == "seed":
         return Values(weighted_mean(seeds), seeds)
-    clusters = fact_clusters(both[0][0])
+    clusters = _clusters(report.dataset)
     if condition.statistic == "mean":
         return Values(weighted_mean(seeds), seeds, mean_over(contrasts), clusters=clusters)
-    defined = ~np.isnan(contrasts[0])
-    return _resampled(seeds, [partial(hedges_dz, one) for one in contrasts], clusters, defined, RESAMPLES)
+    statistics = [partial(hedges_dz, one) for one in contrasts]
+    return _resampled(report.dataset, seeds, statistics, clusters, ~np.isnan(contrasts[0]), RESAMPLES)
 
 
 def _correlation(report: Report, condition: Condition, ends: Sequence[Measured]) -> Values:
@@ -161,7 +162,8 @@ def _correlation(report: Report, condition: Condition, ends: Sequence[Measured])
     if report.dataset.replicate == "seed":
         return Values(weighted_mean(seeds), seeds)
     defined = np.asarray(~np.isnan(rows[0][0]).all(axis=1), dtype=np.bool_)
-    return _resampled(seeds, statistics, row_clusters(ends[0]), defined, CORRELATION_RESAMPLES)
+    of_fact = np.array(clusters_of(report.dataset.facts), dtype=np.int64)
+    return _resampled(report.dataset, seeds, statistics, of_fact[rows[0][4]], defined, CORRELATION_RESAMPLES)
 
 
 def _pooled(rows: Rows, weights: Floats | None) -> float:
@@ -169,14 +171,19 @@ def _pooled(rows: Rows, weights: Floats | None) -> float:
 
 
 def _resampled(
+    dataset: Dataset,
     seeds: Floats,
     statistics: Sequence[Callable[[Floats], float]],
     clusters: Ints,
     defined: NDArray[np.bool_],
     count: int,
 ) -> Values:
-    """A statistic that is no mean: of each seed a function of the rows' weights, the seeds averaged."""
-    distinct, index = np.unique(clusters, return_inverse=True)
+    """A statistic that is no mean: of each seed a function of the rows' weights, the seeds averaged.
+
+    All clusters of the dataset are drawn, the same for every run, whichever of them the run has rows of.
+    """
+    distinct = np.unique(_clusters(dataset))
+    index = np.searchsorted(distinct, clusters)
 
     def draw() -> Floats:
         weights = resamples(len(distinct), count)
@@ -191,11 +198,22 @@ def _trained(measured: Measured, column: Floats, size: int) -> Floats:
     return per_fact(column[kept], measured.table.fact[kept], size)
 
 
-def _fact_clusters(measured: Measured, size: int) -> Ints:
-    """Each fact's cluster; a fact that isn't in the table has one of its own, and no value."""
-    found = np.arange(size) + int(measured.table.cluster.max(initial=0)) + 1
-    found[measured.table.fact] = measured.table.cluster
-    return found
+def _by_fact(dataset: Dataset, condition: Condition, end: Measured, start: Measured) -> Floats:
+    """Each trained fact's value less its control's; NaN for one that the run doesn't have."""
+    own, control = fact_values(condition, end, start if condition.growth else None)
+    found = np.full(len(dataset.facts), np.nan)
+    found[np.unique(end.table.fact[end.table.trained])] = own if control is None else own - control
+    return found[_asked(dataset)]
+
+
+def _asked(dataset: Dataset) -> Ints:
+    """The facts that runs are compared in: the trained ones."""
+    return np.flatnonzero([fact.trained for fact in dataset.facts])
+
+
+def _clusters(dataset: Dataset) -> Ints:
+    """The cluster of each of them."""
+    return np.array(clusters_of(dataset.facts), dtype=np.int64)[_asked(dataset)]
 
 
 def _at(measured: Sequence[Measured], signature: Signature) -> Measured | None:

@@ -3,6 +3,7 @@
 from rcprobe.markup import Markup, element, quiet, table
 from rcprobe.report import words
 from rcprobe.report.report import Report
+from rcprobe.report.shares import assumption, of_pairs, shares
 
 COLOURS = {"present": "rgba(40,160,80,.25)", "absent": "rgba(210,60,40,.22)", "identity": "rgba(120,90,200,.22)"}
 
@@ -15,16 +16,17 @@ def report_html(report: Report) -> Markup:
     subject = f"{info.get('model', 'a model')} on {report.dataset.name}"
     asked = f"{subject}: {len(report.dataset.facts)} facts, {seeds} seed{'s'[: seeds != 1]}, {trained}"
     accuracy = [
-        (pairing, reading, words.percent([seed[0] for seed in ways]), words.percent([seed[1] for seed in ways]))
-        for pairing, readings in report.accuracy.items()
-        for reading, ways in readings.items()
+        (forward.pairing, forward.reading, words.share(forward), words.share(reverse))
+        for forward, reverse in of_pairs(shares(report))
     ]
     parts: list[object] = [element("div", element("b", asked))]
     if accuracy:
         parts.append(table(("pairing", "answers compared with", "forward", "reverse"), accuracy))
+        parts.append(element("div", quiet(assumption(report))))
     if report.signatures:
         headings = ("signature", "measured", "estimate", "against", "effect", "verdict")
         parts.append(table(headings, _signatures(report)))
+    parts += [element("div", quiet(f"{n}: {words.CHECK}")) for n, s in report.signatures.items() if s.check]
     parts += [element("div", quiet(f"{n}: {s.verdict}, {s.why}")) for n, s in report.signatures.items() if s.why]
     parts += [element("div", quiet(f"note: {note}")) for note in report.notes]
     return element("div", *parts)
@@ -36,7 +38,7 @@ def _signatures(report: Report) -> list[tuple[object, ...]]:
         colour = COLOURS.get(signature.verdict, "rgba(128,128,128,.2)")
         style = f"white-space:nowrap;padding:.1em .4em;border-radius:.25em;background:{colour}"
         verdict = element("span", signature.verdict, style=style)
-        title = element("span", element("b", signature.title), " ", quiet(signature.pairing))
+        title = element("span", element("b", words.titled(signature)), " ", quiet(signature.pairing))
         if not signature.findings:
             rows.append((title, "–", "–", "–", "–", verdict))
         for i, finding in enumerate(signature.findings):

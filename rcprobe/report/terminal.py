@@ -8,6 +8,7 @@ from rcprobe.report import words
 from rcprobe.report.foretold import lines
 from rcprobe.report.report import Report
 from rcprobe.report.shares import assumption, of_pairs, shares
+from rcprobe.visible import visible
 
 
 def print_report(report: Report, console: Console | None = None) -> None:
@@ -17,25 +18,24 @@ def print_report(report: Report, console: Console | None = None) -> None:
     seeds = len(report.runs)
     as_found = f"revisions: {len(info['revisions'])}" if info.get("revisions") else "as it is"
     trained = f"trained {info['train']['steps']} steps forward only" if info["train"] else as_found
-    console.print(
-        f"{info['model']} on {info['dataset']}: {info['facts']} facts, {seeds} seed{'s'[: seeds != 1]}, {trained}"
-    )
+    subject = f"{info['model']} on {info['dataset']}: {info['facts']} facts"
+    _say(console, f"{subject}, {seeds} seed{'s'[: seeds != 1]}, {trained}")
     console.print(accuracy_table(report))
     console.print(signature_table(report))
     for name, signature in report.signatures.items():
         if signature.check:
-            console.print(f"{name}: {words.CHECK}", soft_wrap=True, markup=False)
+            _say(console, f"{name}: {words.CHECK}")
         if signature.why:
-            console.print(f"{name}: {signature.verdict}, {signature.why}", soft_wrap=True, markup=False)
+            _say(console, f"{name}: {signature.verdict}, {signature.why}")
     for line in lines(report):
-        console.print(line, soft_wrap=True, markup=False)
+        _say(console, line)
     for pairing, reasons in report.excluded.items():
         for reason, count in reasons.items():
-            console.print(f"excluded ({pairing}): {count} pairs, {reason}", soft_wrap=True, markup=False)
+            _say(console, f"excluded ({pairing}): {count} pairs, {reason}")
     for pairing, covered in report.coverage.items():
-        console.print(f"gradients ({pairing}): {words.coverage(covered)}", soft_wrap=True, markup=False)
+        _say(console, f"gradients ({pairing}): {words.coverage(covered)}")
     for note in report.notes:
-        console.print(f"note: {note}", soft_wrap=True, markup=False)
+        _say(console, f"note: {note}")
 
 
 def accuracy_table(report: Report) -> Table:
@@ -45,7 +45,7 @@ def accuracy_table(report: Report) -> Table:
     for column in ("pairing", "answers compared with", "forward", "reverse"):
         table.add_column(column, justify="right" if column in ("forward", "reverse") else "left", overflow="fold")
     for forward, reverse in of_pairs(shares(report)):
-        table.add_row(forward.pairing, forward.reading, words.share(forward), words.share(reverse))
+        table.add_row(_cell(forward.pairing), _cell(forward.reading), words.share(forward), words.share(reverse))
     table.caption = assumption(report)
     return table
 
@@ -56,16 +56,26 @@ def signature_table(report: Report) -> Table:
     for column in ("signature", "measured", "estimate", "against", "effect", "verdict"):
         table.add_column(column, overflow="fold")
     for signature in report.signatures.values():
-        title = f"{words.titled(signature)}\n({signature.pairing})"
+        title = f"{_cell(words.titled(signature))}\n({_cell(signature.pairing)})"
         if not signature.findings:
-            table.add_row(title, "–", "–", "–", "–", signature.verdict)
+            table.add_row(title, "–", "–", "–", "–", _cell(signature.verdict))
         for i, finding in enumerate(signature.findings):
             table.add_row(
                 title if i == 0 else "",
-                escape(words.condition(finding)),
+                _cell(words.condition(finding)),
                 words.interval(finding),
                 words.control(finding),
                 words.effect(finding),
-                signature.verdict if i == 0 else "",
+                _cell(signature.verdict) if i == 0 else "",
             )
     return table
+
+
+def _say(console: Console, line: str) -> None:
+    """A line as it is, whatever the names in it hold: neither markup nor what steers a terminal."""
+    console.print(visible(line), soft_wrap=True, markup=False)
+
+
+def _cell(text: str) -> str:
+    """The same of a text in a table."""
+    return escape(visible(text))

@@ -34,8 +34,9 @@ def percent(values: list[float]) -> str:
 
 
 def share(found: Share) -> str:
-    """A share with the range over seeds, and its interval in square brackets."""
-    return percent(list(found.seeds)) + bracket(found.low, found.high)
+    """A share with the range over seeds, and its interval in square brackets; a dash where a seed has none."""
+    said = percent(list(found.seeds))
+    return said if said == "–" else said + bracket(found.low, found.high)
 
 
 def bracket(low: float, high: float) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 
 from rcprobe.measured import Step
 from rcprobe.report import Report, words
+from rcprobe.signatures import Signature
 
 
 def scalars(step: Step) -> dict[str, float]:
@@ -18,11 +19,13 @@ def scalars(step: Step) -> dict[str, float]:
 
 
 def verdicts(report: Report) -> dict[str, str]:
-    """Signature → its verdict, with the estimate and interval of its first condition."""
-    return {
-        name: signature.verdict + (f", {words.interval(signature.findings[0])}" if signature.findings else "")
-        for name, signature in report.signatures.items()
-    }
+    """Signature → its verdict, with the estimate and interval of its first condition; a causal check says it is one."""
+    return {name: _verdict(signature) for name, signature in report.signatures.items()}
+
+
+def _verdict(signature: Signature) -> str:
+    first = f", {words.interval(signature.findings[0])}" if signature.findings else ""
+    return f"{signature.verdict}{first}" + (f" ({words.CHECK})" if signature.check else "")
 
 
 def _all(step: Step) -> Iterator[tuple[str, float]]:

@@ -10,19 +10,25 @@ Opened = TypeVar("Opened")
 
 
 class Sessions(Generic[Opened]):
-    """What ``open(run, seed)`` opened. A run is named by the time of its first step; when a seed's steps go back,
-    another run has begun.
+    """What ``open(run, seed)`` opened, and ``close`` closes. A run is named by the time of its first step.
+
+    A step says its seed and its number, not whose it is. When a seed's steps go back, another run has begun, and what
+    the one before had opened is closed. Two runs of the same seed that take turns look like one run after another
+    where their steps go back, and like one run where they don't: they can't be told apart.
     """
 
-    def __init__(self, open: Callable[[str, int], Opened]) -> None:
-        self.open = open
+    def __init__(self, open: Callable[[str, int], Opened], close: Callable[[Opened], object]) -> None:
+        self.open, self.close = open, close
+        self.opened: dict[int, Opened] = {}
         self.end()
 
     def end(self) -> None:
-        """Forget the run: the next step begins another."""
+        """Close what is open and forget the run: the next step begins another."""
+        opened, self.opened = self.opened, {}
         self.run = ""
-        self.opened: dict[int, Opened] = {}
         self.reached: dict[int, int] = {}
+        for one in opened.values():
+            self.close(one)
 
     def at(self, step: Step) -> Opened:
         """What is open for a step's seed."""

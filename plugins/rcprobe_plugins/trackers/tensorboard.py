@@ -5,12 +5,12 @@ One folder a seed, in ``tensorboard/`` and the time of the first step; ``TENSORB
 
 import os
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rcprobe.errors import MissingExtraError
 from rcprobe.hookspecs import hookimpl
+from rcprobe.packages import installed
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rcprobe.report import Report
     from rcprobe_plugins.trackers.sessions import Sessions
 
-if find_spec("tensorboard") is None:
+if not installed("tensorboard"):
     raise MissingExtraError("the tracker of TensorBoard", "tensorboard", "tensorboard")  # it is left out, and listed so
 
 FOLDER = "TENSORBOARD_LOGGING_DIR"
@@ -45,7 +45,6 @@ def run_finished(report: "Report") -> None:
         writer = _writers().of(run.seed)
         for name, verdict in verdicts(report).items():
             writer.add_text(f"verdict/{name}", verdict)
-        writer.close()
     _writers().end()
 
 
@@ -53,7 +52,7 @@ def run_finished(report: "Report") -> None:
 def _writers() -> "Sessions[SummaryWriter]":
     from rcprobe_plugins.trackers.sessions import Sessions
 
-    return Sessions(_open)
+    return Sessions(_open, lambda writer: writer.close())
 
 
 def _open(run: str, seed: int) -> "SummaryWriter":

@@ -5,18 +5,18 @@ Its own variables say where to and how: ``WANDB_PROJECT`` (rcprobe, if unset), `
 
 import os
 from functools import cache
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from rcprobe.errors import MissingExtraError
 from rcprobe.hookspecs import hookimpl
+from rcprobe.packages import installed
 
 if TYPE_CHECKING:
     from rcprobe.measured import Step
     from rcprobe.report import Report
     from rcprobe_plugins.trackers.sessions import Sessions
 
-if find_spec("wandb") is None:
+if not installed("wandb"):
     raise MissingExtraError("the tracker of Weights & Biases", "wandb", "wandb")  # it is left out, and listed so
 
 
@@ -37,7 +37,6 @@ def run_finished(report: "Report") -> None:
         run = _runs().of(seed.seed)
         run.config.update(dict(report.info))
         run.summary.update({f"verdict, {name}": verdict for name, verdict in verdicts(report).items()})
-        run.finish()
     _runs().end()
 
 
@@ -45,7 +44,7 @@ def run_finished(report: "Report") -> None:
 def _runs() -> "Sessions[Any]":
     from rcprobe_plugins.trackers.sessions import Sessions
 
-    return Sessions(_open)
+    return Sessions(_open, lambda run: run.finish())
 
 
 def _open(run: str, seed: int) -> Any:
