@@ -181,8 +181,8 @@ def _some_can_be_asked(m: LoadedModel, pairs: Mapping[Pairing, Sequence[QueryPai
     if every and None not in reasons:
         said = "; ".join(f"{count} pairs: {reason}" for reason, count in reasons.most_common(3))
         raise DataError(
-            f"{m.source} can't be asked about any of these facts ({said}); take a model whose tokenizer reads these "
-            "texts, or other texts"
+            f"{m.source} can't be asked about any of these facts ({said}); take a model (or options of it) that can "
+            "read these texts, or other texts"
         )
 
 

@@ -224,7 +224,7 @@ def test_another_model_plugin_or_library_is_refused_with_the_difference(unbroken
         rcprobe.run(other, SMALL, **asked)
     with pytest.raises(RunChangedError, match=r"options\.width: 8 there, 16 now"):
         rcprobe.run(tiny(width=16), SMALL, **asked)
-    changed = [type(SMALL.facts[0])("é", "É", "{a}{b}", "{b}{a}"), *SMALL.facts[1:]]
+    changed = [type(SMALL.facts[0])("z", "Z", "{a}{b}", "{b}{a}"), *SMALL.facts[1:]]
     with pytest.raises(RunChangedError, match="facts_digest"):
         rcprobe.run(tiny(), changed, **asked)
     real = rcprobe.manifest.metadata.version
