@@ -24,7 +24,7 @@ from rcprobe.queries import encode
 from rcprobe.report import Report, SeedRun
 from rcprobe.statistics import weighted_mean
 from rcprobe.summary import summarise
-from rcprobe.training.processes import processes
+from rcprobe.training.processes import speaks
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Probe:
         with self._passes.counted():
             found = self.measure(step, loss)
         self.steps.append(found)
-        if processes().first:
+        if speaks():  # a probe may be used in one process of several, and must not wait for the others
             registry().notify("step_finished", step=found)
         return found
 

@@ -21,7 +21,7 @@ from rcprobe.report.export import to_csv, to_latex, to_markdown
 from rcprobe.report.fact_table import fact_table
 from rcprobe.report.figures import figures, save_figures
 from rcprobe.report.html import page
-from rcprobe.report.visible import visible
+from rcprobe.visible import visible
 
 HOSTILE = {
     "_3": ("<script>alert(1)</script>", "</script><img src=x onerror=alert(1)>"),

@@ -10,7 +10,8 @@ import pytest
 import together
 import torch
 
-from rcprobe.training.processes import Processes
+import rcprobe
+from rcprobe.training.processes import Processes, speaks
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +63,13 @@ def test_one_process_has_everything():
     assert part[0].tolist() == [0, 1, 2, 3]
     mine = [Processes(n, 2).share([torch.arange(5)], 2) for n in (0, 1)]
     assert sorted(int(v) for parts in mine for part in parts for v in part[0]) == [0, 1, 2, 3, 4]
+
+
+def test_a_probe_in_one_process_of_several_waits_for_nobody(monkeypatch):
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    probe = rcprobe.Probe(together.model(), rcprobe.load_dataset("letters", {"length": 3}).limited(2), ["accuracy"])
+    assert probe.step(0).accuracy["swapped"]
+    assert not torch.distributed.is_initialized()
+    monkeypatch.setenv("RANK", "1")
+    assert not speaks()

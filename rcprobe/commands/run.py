@@ -130,7 +130,7 @@ def run_command(
 def _run(asked: RunConfig, *, fresh: bool, show: bool, as_json: bool, quiet: bool) -> None:
     import rcprobe
     from rcprobe.report.terminal import print_report
-    from rcprobe.training.processes import processes
+    from rcprobe.training.processes import speaks
 
     training = asked.training()
     data = rcprobe.load_dataset(asked.dataset, asked.dataset_options)
@@ -151,7 +151,7 @@ def _run(asked: RunConfig, *, fresh: bool, show: bool, as_json: bool, quiet: boo
         progress=show,
         revisions=asked.revisions,
     )
-    if not processes().first:
+    if not speaks():
         return
     if as_json:
         print_json(report.to_dict())

@@ -11,9 +11,9 @@ import numpy as np
 from rcprobe.comparison.measures import Measure, Values, finding_of, measures, values
 from rcprobe.comparison.runs import Group, Run
 from rcprobe.differences import Difference, paired_draws, paired_means, welch
-from rcprobe.report.visible import visible
 from rcprobe.signatures import MINIMUM, UNDEFINED_SHARE
 from rcprobe.statistics import holm
+from rcprobe.visible import visible
 
 Found = Literal["higher", "lower", "not told apart", "too few"]
 ALPHA = 0.05

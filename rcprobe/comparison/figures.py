@@ -14,8 +14,8 @@ from rcprobe.report.cosines import by_layer
 from rcprobe.report.curves import PAIRINGS, accuracy_panel, probability
 from rcprobe.report.panels import Curves, Dots, FigureData, HeatMap, Panel, Point, Series, has_values
 from rcprobe.report.values import with_columns
-from rcprobe.report.visible import shortened, visible
 from rcprobe.signatures import Finding
+from rcprobe.visible import shortened, visible
 
 NAME = 34  # characters of a run's name beside an axis
 COMMON = "The panels of one dataset share one scale."

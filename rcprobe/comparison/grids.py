@@ -12,8 +12,8 @@ from rcprobe.metrics import Condition
 from rcprobe.report import words
 from rcprobe.report.panels import Point
 from rcprobe.report.sheet import Grid
-from rcprobe.report.visible import visible
 from rcprobe.signatures import Finding, Signature
+from rcprobe.visible import visible
 
 if TYPE_CHECKING:
     from rcprobe.comparison.comparison import Comparison

@@ -7,8 +7,8 @@ from rcprobe.comparison.runs import Group
 from rcprobe.report import plain, words
 from rcprobe.report.html import drawn, rendered
 from rcprobe.report.panels import FigureData
-from rcprobe.report.visible import visible
 from rcprobe.signatures import Signature
+from rcprobe.visible import visible
 
 if TYPE_CHECKING:
     from rcprobe.comparison.comparison import Comparison

@@ -8,8 +8,8 @@ from rcprobe.comparison.runs import Group, Run
 from rcprobe.report.panels import Point
 from rcprobe.report.shares import Share, of_pairs, shares
 from rcprobe.report.values import clipped
-from rcprobe.report.visible import visible
 from rcprobe.statistics import over_seeds
+from rcprobe.visible import visible
 
 WRITTEN = "written, "  # begins the readings of what was written out
 

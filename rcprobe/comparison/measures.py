@@ -17,9 +17,9 @@ from rcprobe.metrics import Condition
 from rcprobe.report import words
 from rcprobe.report.report import FULL, Report
 from rcprobe.report.values import finished, last, mean_over
-from rcprobe.report.visible import visible
 from rcprobe.signatures import Finding, Signature, fact_values, score_rows
 from rcprobe.statistics import hedges_dz, score_correlation, weighted_mean
+from rcprobe.visible import visible
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

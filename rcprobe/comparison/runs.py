@@ -11,7 +11,7 @@ from typing import Any
 from rcprobe.errors import UsageError
 from rcprobe.report import Report, load_report
 from rcprobe.report.report import FULL
-from rcprobe.report.visible import visible
+from rcprobe.visible import visible
 
 Given = Report | str | Path
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rcprobe.comparison.contrasts import Contrast
 from rcprobe.comparison.runs import Group, Run
 from rcprobe.report import words
-from rcprobe.report.visible import visible
+from rcprobe.visible import visible
 
 if TYPE_CHECKING:
     from rcprobe.comparison.comparison import Comparison

@@ -9,10 +9,10 @@ from rcprobe.metrics import Condition
 from rcprobe.report.panels import Curves, FigureData, HeatMap, Panel, Point, Series
 from rcprobe.report.report import Report
 from rcprobe.report.values import clipped, finished, last
-from rcprobe.report.visible import visible
 from rcprobe.report.words import number
 from rcprobe.signatures import Signature
 from rcprobe.statistics import Correlation, fisher_mean, over_seeds, score_correlation
+from rcprobe.visible import visible
 
 BY_DISTANCE = "Score correlation by distance"
 BY_HEAD = "Score correlation by layer and head"

@@ -7,8 +7,8 @@ from rcprobe.report.curves import PAIRINGS
 from rcprobe.report.panels import Curves, Dots, FigureData, Panel, Point, Series, Style
 from rcprobe.report.report import Report
 from rcprobe.report.values import clipped, estimate, last, seed_means, with_columns
-from rcprobe.report.visible import visible
 from rcprobe.report.words import number
+from rcprobe.visible import visible
 
 TITLE = "Do forward and reverse pull the weights the same way?"
 CONTROLS = {

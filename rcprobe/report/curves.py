@@ -18,9 +18,9 @@ from rcprobe.report.values import (
     transformed,
     with_columns,
 )
-from rcprobe.report.visible import visible
 from rcprobe.report.words import number
 from rcprobe.statistics import over_seeds, weighted_mean
+from rcprobe.visible import visible
 
 STEP = "training step"
 DIRECTIONS: tuple[tuple[int, Style], ...] = ((0, "forward"), (1, "reverse"))

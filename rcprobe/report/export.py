@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rcprobe.report.report import Report
 from rcprobe.report.tables import csv_text, results
-from rcprobe.report.visible import visible
+from rcprobe.visible import visible
 
 HEADINGS = ("", "measured", "estimate", "95 % interval", "margin", "control", "verdict")
 _LATEX = {

@@ -11,7 +11,7 @@ from rcprobe.measured import Measured, per_fact
 from rcprobe.report.curves import PROBABILITY
 from rcprobe.report.report import FULL, Report
 from rcprobe.report.values import Floats, by_step, last, mean_over, with_columns
-from rcprobe.report.visible import shortened, visible
+from rcprobe.visible import shortened, visible
 
 TEXT, STATEMENT = 120, 240  # characters of an entity and of a statement that are shown
 STATUSES = {

@@ -21,8 +21,8 @@ from rcprobe.report.repeat import repeat
 from rcprobe.report.report import Report
 from rcprobe.report.shares import assumption, of_pairs, shares
 from rcprobe.report.tables import csv_text
-from rcprobe.report.visible import shortened, visible
 from rcprobe.signatures import Signature
+from rcprobe.visible import shortened, visible
 
 FIRST_ROWS = 25  # of the facts, for a reader without JavaScript
 FIGURE_ROWS = 200  # of a figure's numbers, under it; the CSV has them all

@@ -7,8 +7,8 @@ from typing import Any
 from rcprobe.report import words
 from rcprobe.report.report import FULL, Report
 from rcprobe.report.shares import of_pairs, shares
-from rcprobe.report.visible import visible
 from rcprobe.signatures import Finding, Signature
+from rcprobe.visible import visible
 
 INTRODUCTION = (
     "A language model that has read “A is B” often can't answer when it is asked from B. Here a model is asked about "

@@ -8,8 +8,8 @@ from typing import Any
 from rcprobe.report import words
 from rcprobe.report.report import Report
 from rcprobe.report.values import finished
-from rcprobe.report.visible import visible
 from rcprobe.signatures import Signature
+from rcprobe.visible import visible
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from rcprobe.errors import RunError
 from rcprobe.metrics import resolve_metrics
 from rcprobe.plugins import registry
 from rcprobe.report.report import Report
-from rcprobe.report.visible import visible
+from rcprobe.visible import visible
 
 FLAGS = {"model", "dataset", "options", "metrics", "train", "seeds", "limit", "revision", "revisions", "peft"} | {
     "batch_size",

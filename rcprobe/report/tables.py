@@ -9,7 +9,7 @@ from typing import Any
 from rcprobe.report import words
 from rcprobe.report.report import Report
 from rcprobe.report.shares import shares
-from rcprobe.report.visible import visible
+from rcprobe.visible import visible
 
 
 def results(report: Report) -> list[dict[str, Any]]:

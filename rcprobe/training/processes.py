@@ -55,6 +55,11 @@ class Processes:
         return said[0]
 
 
+def speaks() -> bool:
+    """Whether this process is the first of those started together; unlike ``processes`` it waits for nobody."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def processes() -> Processes:
     """Those that were started together; this one alone unless ``WORLD_SIZE`` says otherwise."""
     count = int(os.environ.get("WORLD_SIZE", "1"))
