@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rcprobe.adapter import Adapter, OvCircuit
+    from rcprobe.callback import ProbeCallback
     from rcprobe.comparison import Comparison, compare
     from rcprobe.decoding import Decoding, decode, decoder
     from rcprobe.encoding import Encoding
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from rcprobe.report import Report
     from rcprobe.runner import load_dataset, run
     from rcprobe.training import TrainConfig
-    from rcprobe.training.callback import ProbeCallback
 
 __version__ = "0.1.0"
 
@@ -42,7 +42,7 @@ _HOME = {
     "OptionError": "errors",
     "OvCircuit": "adapter",
     "Probe": "probe",
-    "ProbeCallback": "training.callback",
+    "ProbeCallback": "callback",
     "Query": "facts",
     "QueryPair": "facts",
     "RcprobeError": "errors",

@@ -82,7 +82,7 @@ class Observation:
     batch_size: int = 0
 
     def _repr_html_(self) -> str:
-        from rcprobe.probing.drawn import observation_html
+        from rcprobe.drawn_observation import observation_html
 
         return observation_html(self)
 
