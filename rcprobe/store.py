@@ -145,7 +145,7 @@ class RunFolder:
                 raise RunChangedError(
                     f"{self.path} holds a run that isn't this one; nothing was overwritten:\n  "
                     + "\n  ".join(changes)
-                    + "\nask for what it holds to go on, or start over beside it with --fresh (fresh=True)"
+                    + "\nask for what it holds to go on, or start over in another folder (run --fresh)"
                 )
             return
         write_json(self.path / DATASET, dataset_json(dataset))

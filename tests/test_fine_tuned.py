@@ -1,13 +1,15 @@
 """The fine-tuned half of the paper, in small: runs, tables, what goes on, what is refused."""
 
 import json
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import rcprobe
 from rcprobe import TrainConfig
-from rcprobe.errors import UsageError
+from rcprobe.errors import RcprobeError, UsageError
 from rcprobe_plugins.studies import fine_tuned, fine_tuned_command
 from rcprobe_plugins.studies.fine_tuned import DATA, MODELS, mini_tunings, paper_tunings, run_tunings
 from rcprobe_plugins.studies.fine_tuned_command import reproduce_tuned
@@ -65,30 +67,48 @@ def test_mini_runs_end_to_end_and_goes_on_where_it_stopped(checkpoint, small, tm
     printed = capsys.readouterr().out
     assert "causal, Letters: after fine-tuning" in printed
     assert "converted, Letters: after fine-tuning" in printed
-    found = json.loads((out / "tab7.json").read_text())
+    found = json.loads((out / "tab7-mini.json").read_text())
     assert {(row["model"], row["step"]) for row in found["values"]} == {
         (model, step) for model in ("causal", "converted") for step in (0, 2, 4)
     }
-    for name in ("tab7.csv", "tab7.tex", "tab7.html"):
+    for name in ("tab7-mini.csv", "tab7-mini.tex", "tab7-mini.html"):
         assert (out / name).stat().st_size > 200
-    assert str(tmp_path) not in (out / "tab7.html").read_text()
+    assert str(tmp_path) not in (out / "tab7-mini.html").read_text()
     monkeypatch.setattr("rcprobe.training.trainer.adamw", None)  # nothing is trained again
     reproduce_tuned("tab7", None, out, **{**FLAGS, "model": str(checkpoint)})
-    assert json.loads((out / "tab7.json").read_text()) == found
+    assert json.loads((out / "tab7-mini.json").read_text()) == found
 
 
 def test_exact_answers_are_the_mean_over_facts_of_their_template_pairs(checkpoint, small):
     (tuning, _) = small(str(checkpoint))
-    report = run_tunings([tuning], TrainConfig(steps=2, batch_size=4), 1, None, show=False)[tuning]
+    tuned = run_tunings([tuning], TrainConfig(steps=2, batch_size=4), 1, None, show=False)
+    report = tuned.reports[tuning]
     frame = report.frame("answers")
     last = frame[frame["step"] == 2]
     expected = last.groupby("fact")[["forward, exact", "reverse, exact"]].mean().mean() * 100
     assert exact(report)[2][0] == pytest.approx(tuple(expected))
-    sheet = panels("fig4", {tuning: report})
+    sheet = panels("fig4", tuned)
     assert len(sheet.figures) == 3
     assert any(figure.panels for figure in sheet.figures)
     assert all("Letters" in panel.title for figure in sheet.figures for panel in figure.panels)
-    assert np.isfinite([row["exact_percent"] for row in tab7({tuning: report}).values]).all()
+    assert np.isfinite([row["exact_percent"] for row in tab7("tab7", tuned).values]).all()
+
+
+def test_a_run_that_fails_leaves_the_others_their_table(checkpoint, small, tmp_path, capsys, monkeypatch):
+    plain = fine_tuned_command.mini_tunings
+    monkeypatch.setattr(
+        fine_tuned_command,
+        "mini_tunings",
+        lambda source: [*plain(source)[:1], replace(plain(source)[1], source="gone")],
+    )
+    with pytest.raises(RcprobeError, match="not run: converted, Letters"):
+        reproduce_tuned("tab7", None, tmp_path / "out", **{**FLAGS, "model": str(checkpoint), "quiet": False})
+    printed = capsys.readouterr().out
+    assert "causal, Letters: after fine-tuning" in printed
+    assert re.search(r"converted, Letters: not run: .*gone", printed)
+    assert "not run" in (tmp_path / "out" / "tab7-mini.html").read_text()
+    with pytest.raises(RcprobeError, match="gone"):  # nothing to show: the reason itself
+        run_tunings([replace(plain("gone")[0])], TrainConfig(steps=2), 1, None, show=False)
 
 
 def test_a_plan_says_what_is_there_and_what_is_missing(checkpoint, small, tmp_path, capsys):

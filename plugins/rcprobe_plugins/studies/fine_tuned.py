@@ -100,31 +100,47 @@ def mini_training() -> "TrainConfig":
     )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Tuned:
+    """What came of some runs: each one's report, and why others ended without one."""
+
+    reports: "Mapping[Tuning, Report]"
+    failed: Mapping[Tuning, str]
+
+
 def run_tunings(
     tunings: Sequence[Tuning], training: "TrainConfig", seeds: int, folder: Path | None, *, show: bool
-) -> "dict[Tuning, Report]":
+) -> Tuned:
     """Each one's report; with a folder each is kept there, and one that was begun goes on.
 
-    Raises what ``load``, ``load_dataset`` and ``run`` raise, before the first training for data that isn't there.
+    A run that fails doesn't keep the others from theirs. Raises what ``load_dataset`` raises, before the first
+    training, and what the last run raised if none ended with a report.
     """
+    from rcprobe.errors import RcprobeError
     from rcprobe.metrics import registered_metrics
     from rcprobe.runner import load_dataset, run
 
     data = {tuning: load_dataset(tuning.dataset, tuning.dataset_options) for tuning in tunings}
     metrics = [metric for metric in registered_metrics() if not metric.on_request or metric.name == "answers"]
-    return {
-        tuning: run(
-            load_tuned(tuning),
-            data[tuning],
-            metrics=metrics,
-            train=training,
-            seeds=seeds,
-            limit=tuning.limit,
-            out=None if folder is None else folder / tuning.folder,
-            progress=show,
-        )
-        for tuning in tunings
-    }
+    reports: dict[Tuning, Report] = {}
+    failed: dict[Tuning, str] = {}
+    for tuning in tunings:
+        try:
+            reports[tuning] = run(
+                load_tuned(tuning),
+                data[tuning],
+                metrics=metrics,
+                train=training,
+                seeds=seeds,
+                limit=tuning.limit,
+                out=None if folder is None else folder / tuning.folder,
+                progress=show,
+            )
+        except RcprobeError as error:
+            failed[tuning] = str(error)
+            if len(failed) == len(tunings):
+                raise
+    return Tuned(reports, failed)
 
 
 def load_tuned(tuning: Tuning) -> "LoadedModel":

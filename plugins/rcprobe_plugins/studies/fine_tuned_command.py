@@ -34,10 +34,11 @@ def reproduce_tuned(
 ) -> None:
     """Fine-tune what a table or figure needs, print it, and with ``out`` keep it; ``dry_run`` only says what.
 
-    Raises ``UsageError`` for flags that don't go together.
+    Raises ``UsageError`` for flags that don't go together, and ``RcprobeError`` after all is printed and kept if a run
+    failed.
     """
     from rcprobe.cli import print_json
-    from rcprobe.errors import UsageError
+    from rcprobe.errors import RcprobeError, UsageError
 
     if quick:
         raise UsageError(f"--quick is of the one-layer tables; a small {table} is --mini")
@@ -56,18 +57,21 @@ def reproduce_tuned(
             _print_plan(planned)
         return
     show = not (quiet or as_json)
-    reports = run_tunings(tunings, training, count, out, show=show)
+    tuned = run_tunings(tunings, training, count, out, show=show)
 
     from rcprobe.report.sheet import print_sheet, save_sheet
     from rcprobe_plugins.studies.fine_tuned_tables import panels, tab7
 
-    sheet = tab7(reports) if table == "tab7" else panels(table, reports)
+    key = f"{table}-mini" if mini else table
+    sheet = tab7(key, tuned) if table == "tab7" else panels(key, tuned)
     if out is not None:
         save_sheet(sheet, out)
     if as_json:
         print_json({sheet.key: sheet.to_dict()})
     elif show:
         print_sheet(sheet)
+    if tuned.failed:
+        raise RcprobeError("not run: " + "; ".join(tuning.label for tuning in tuned.failed) + "; the notes say why")
 
 
 def plan(tunings: Sequence[Tuning], training: "TrainConfig", seeds: int, folder: Path | None) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from rcprobe.report.curves import probability
 from rcprobe.report.panels import FigureData
 from rcprobe.report.sheet import Grid, Sheet
 from rcprobe.report.values import by_step
-from rcprobe_plugins.studies.fine_tuned import Tuning
+from rcprobe_plugins.studies.fine_tuned import Tuned, Tuning
 from rcprobe_plugins.studies.one_layer_tables import WHY, said_signature
 from rcprobe_plugins.studies.published import published
 
@@ -27,18 +27,20 @@ HOW = (
 )
 
 
-def tab7(reports: Reports) -> Sheet:
+def tab7(key: str, tuned: Tuned) -> Sheet:
     """Tab. 7: written answers both ways, the paper's figures beside ours where it has the model."""
+    reports = tuned.reports
     grids = (_outcome(reports), _along(reports), _why(reports))
-    return Sheet("tab7", "Tab. 7: facts in text, fine-tuned in one direction", _said(reports), grids, _rows(reports),
-                 (*_notes(reports), HOW), _panels(reports))  # fmt: skip
+    return Sheet(key, "Tab. 7: facts in text, fine-tuned in one direction", _said(reports), grids, _rows(reports),
+                 (*_notes(tuned), HOW), _panels(reports))  # fmt: skip
 
 
-def panels(key: str, reports: Reports) -> Sheet:
+def panels(key: str, tuned: Tuned) -> Sheet:
     """Fig. 4 or 6: score correlation by layer and head, gradient cosine and probability along training."""
-    title = f"Fig. {key.removeprefix('fig')}: the three signatures of a deep model along fine-tuning"
+    reports = tuned.reports
+    title = f"Fig. {key[len('fig')]}: the three signatures of a deep model along fine-tuning"
     return Sheet(
-        key, title, _said(reports), (_along(reports), _why(reports)), _rows(reports), _notes(reports), _panels(reports)
+        key, title, _said(reports), (_along(reports), _why(reports)), _rows(reports), _notes(tuned), _panels(reports)
     )
 
 
@@ -123,8 +125,9 @@ def _said(reports: Reports) -> tuple[str, ...]:
     return tuple(said)
 
 
-def _notes(reports: Reports) -> tuple[str, ...]:
-    return tuple(f"{tuning.label}: {note}" for tuning, report in reports.items() for note in report.notes)
+def _notes(tuned: Tuned) -> tuple[str, ...]:
+    said = [f"{tuning.label}: {note}" for tuning, report in tuned.reports.items() for note in report.notes]
+    return (*said, *(f"{tuning.label}: not run: {reason}" for tuning, reason in tuned.failed.items()))
 
 
 def _rows(reports: Reports) -> tuple[Mapping[str, Any], ...]:
