@@ -844,6 +844,22 @@ def test_a_conversion_without_room_gets_a_row(tmp_path):
         convert(made)
 
 
+def test_a_shifted_conversion_puts_a_bos_before_every_text(tmp_path):
+    """So that a statement's first word can be asked for; and it stays so in the checkpoint."""
+    m = rcprobe.load(saved(tmp_path / "causal", Qwen3ForCausalLM(Qwen3Config(**DECODER, head_dim=8)),
+                           bytes_(bos_token=small.END)))  # fmt: skip
+    fact = rcprobe.Fact("Tom", "Lee", "{a} is of {b}.", "{b} is of {a}.")
+    assert m.encoding("Tom").ids == convert(m).encoding("Tom").ids  # as they were
+    made = convert(m, shift=1)
+    made.model.save_pretrained(tmp_path / "made")
+    made.tokenizer.save_pretrained(tmp_path / "made")
+    for each in (made, rcprobe.load(tmp_path / "made")):
+        assert each.encoding("Tom").ids == [each.tokenizer.bos_token_id, *m.encoding("Tom").ids]
+        (pair,) = rcprobe.encode(each, [fact], pairing="same_target")
+        assert pair.unsupported is None
+        assert pair.forward.row == 0
+
+
 def test_a_shift_that_no_file_tells_is_named_by_the_user(tmp_path):
     folder = qwen2(tmp_path)
     m = rcprobe.load(folder, adapter=ShiftedA2d.variant({"mask_token": 339}))

@@ -20,6 +20,7 @@ from rcprobe_plugins.models.stock import (
     architecture_of,
     causal_name,
     masked_name,
+    with_bos,
 )
 
 PREFIX = "a2d-"  # Tiny-A2D's model types: a2d-qwen3, a2d-qwen2, a2d-llama
@@ -87,7 +88,8 @@ def convert(m: LoadedModel, shift: int = 0, mask: str = "<|mask|>") -> LoadedMod
     """A causal model as a masked one: a copy with full attention and a mask token, to be trained with masks.
 
     A tokenizer without a mask gets ``mask``; where the embedding has no row for it, one is added, the mean of the
-    others. ``shift`` 0 predicts a token at its own position, 1 one position before, as the causal model did. What
+    others. ``shift`` 0 predicts a token at its own position, 1 one position before, as the causal model did: then the
+    tokenizer's bos, where it has one, goes before every text, so that a first token can be asked for. What
     ``save_pretrained`` writes is read back as the same conversion. Raises ``AdapterError`` for a model that isn't
     causal throughout, ``VerificationError`` for one that stays causal.
     """
@@ -100,6 +102,8 @@ def convert(m: LoadedModel, shift: int = 0, mask: str = "<|mask|>") -> LoadedMod
     tokenizer = copy.deepcopy(m.tokenizer)
     if tokenizer.mask_token_id is None:
         tokenizer.add_special_tokens({"mask_token": mask})
+    if shift and tokenizer.bos_token_id is not None:
+        with_bos(tokenizer)
     if tokenizer.mask_token_id >= m.vocabulary:
         _grow(model, m.vocabulary, tokenizer.mask_token_id + 1)
     config = model.config

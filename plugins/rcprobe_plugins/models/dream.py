@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from rcprobe.adapter import Adapter
 from rcprobe.errors import AdapterError
-from rcprobe_plugins.models.stock import DECODER_CIRCUIT, DECODER_GROUPS, DECODER_TARGETS, TINY_DECODER
+from rcprobe_plugins.models.stock import DECODER_CIRCUIT, DECODER_GROUPS, DECODER_TARGETS, TINY_DECODER, with_bos
 
 MASK = 151666
 # of their own code, or of the release's bookkeeping
@@ -70,12 +70,3 @@ class Dream(Adapter):
         from transformers import Qwen2Tokenizer
 
         return with_bos(Qwen2Tokenizer.from_pretrained(folder, trust_remote_code=False))
-
-
-def with_bos(tokenizer: Any) -> Any:
-    """The tokenizer, putting its bos before every text. Raises ``AdapterError`` if it has none."""
-    if tokenizer.bos_token_id is None:
-        raise AdapterError("the tokenizer declares no bos_token, and a shifted model can't predict the first position")
-    if tokenizer("a")["input_ids"][:1] != [tokenizer.bos_token_id]:
-        tokenizer.add_bos_token = True
-    return tokenizer

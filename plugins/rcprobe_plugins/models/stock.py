@@ -6,6 +6,7 @@ from typing import Any
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from rcprobe.adapter import OvCircuit
+from rcprobe.errors import AdapterError
 
 Groups = Mapping[str, str | tuple[str, ...]]
 
@@ -95,3 +96,12 @@ def _stock(raw: Mapping[str, Any], names: Mapping[str, str]) -> bool:
         and not raw.get("auto_map")
         and not raw.get("is_encoder_decoder")
     )
+
+
+def with_bos(tokenizer: Any) -> Any:
+    """The tokenizer, putting its bos before every text. Raises ``AdapterError`` if it has none."""
+    if tokenizer.bos_token_id is None:
+        raise AdapterError("the tokenizer declares no bos_token, and a shifted model can't predict the first position")
+    if tokenizer("a")["input_ids"][:1] != [tokenizer.bos_token_id]:
+        tokenizer.add_bos_token = True
+    return tokenizer
