@@ -4,7 +4,7 @@ import importlib
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib import metadata
 from typing import Any
 
@@ -38,12 +38,16 @@ class Origin:
     @property
     def distribution(self) -> str:
         """The distribution's name."""
-        return self.dist.name if self.dist is not None else "unknown distribution"
+        return self._named[0]
 
     @property
     def version(self) -> str:
         """The distribution's version."""
-        return self.dist.version if self.dist is not None else ""
+        return self._named[1]
+
+    @cached_property
+    def _named(self) -> tuple[str, str]:
+        return ("unknown distribution", "") if self.dist is None else (self.dist.name, self.dist.version)
 
     @property
     def package(self) -> str:

@@ -6,6 +6,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import beartype  # noqa: F401 - before torch: imported after it and nnsight, it fails
+import pytest
 from jaxtyping import install_import_hook
 
 # not the models: a wrapped forward hides the source that nnsight reads
@@ -21,3 +22,24 @@ TENSORS = [
 ]
 
 install_import_hook(TENSORS, "beartype.beartype")
+
+# modules that keep many runs to look at other things than their pages: drawing a page takes longer than all the rest
+UNDRAWN = {
+    f"test_{name}"
+    for name in (
+        "callback", "cli", "commands", "config", "decoding", "documented", "estimate", "families", "fine_tuning",
+        "lora", "models", "resume", "revisions", "runner", "scaffold", "store", "terminal", "trackers", "verify",
+    )
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _pages_without_curves(request):
+    if request.module.__name__ not in UNDRAWN:
+        yield
+        return
+    import rcprobe.report.html
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rcprobe.report.html, "panel_svg", lambda panel, key, label: "<svg></svg>")
+        yield

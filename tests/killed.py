@@ -1,7 +1,7 @@
 """Run, kill and go on, many times: prints one line of JSON. Started by ``test_resume.py`` as a process of its own.
 
 Everything is imported here and nothing is computed: each run is a fork, so that it costs no imports, and a kill is
-that of a whole process.
+that of a whole process. Pages are written without their curves, whose drawing takes longer than all the rest.
 """
 
 import hashlib
@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 import rcprobe
+import rcprobe.report.html
 from rcprobe.manifest import versions
 from rcprobe.plugins import registry
 from rcprobe.training import state
@@ -143,6 +144,7 @@ def main():
     place, what, number = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     state.KEEP_EVERY, state.KEEP_SHARE = 0.0, 0.5  # as often as can be
     torch.set_num_threads(1)
+    rcprobe.report.html.panel_svg = lambda panel, key, label: "<svg></svg>"
     registry(), versions()
     print(json.dumps(globals()[what](place, number)))
 

@@ -20,22 +20,7 @@ def script(notebook, folder):
             (folder / first.split()[1]).write_text("".join(rest), encoding="utf-8")
         else:
             body.append("".join([first, *rest]))
-    # workers import the script anew
-    inside = "\n".join(f"    {line}" for line in "\n".join(body).splitlines())
-    return f"if __name__ == '__main__':\n{inside}\n"
-
-
-def test_an_encoding_of_ones_own_is_seen_in_the_table(tmp_path):
-    code = script(EXAMPLES / "your_own_encoding.ipynb", tmp_path)
-    assert len((tmp_path / "sided_slopes.py").read_text().splitlines()) < 40
-    (tmp_path / "notebook.py").write_text(code, encoding="utf-8")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RCPROBE_")} | {"COLUMNS": "200"}
-    found = subprocess.run(
-        [sys.executable, "notebook.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert found.returncode == 0, found.stderr
-    assert "sided-slopes, L = 4" in found.stdout
-    assert "which encodings transfer" in found.stdout
+    return "\n".join(body)
 
 
 IN_TURN = """
@@ -43,39 +28,48 @@ import runpy, sys
 
 for path in sys.argv[1:]:
     print("notebook", path)
-    runpy.run_path(path, run_name="__main__")
+    runpy.run_path(path)  # not as __main__, which workers would import anew
 """
 
 
 @pytest.fixture(scope="module")
 def printed(tmp_path_factory):
-    """Notebook → what it prints; one process runs them all, because importing torch takes longer than they do."""
+    """(Notebook → what it prints, the folder they ran in); one process runs them all, to import torch once."""
     folder = tmp_path_factory.mktemp("notebooks")
-    names = ("first_probe", "your_own_metric", "your_own_model")
+    names = ("your_own_encoding", "first_probe", "your_own_metric", "your_own_model")  # the first names a plugin module
     for name in names:
         code = script(EXAMPLES / f"{name}.ipynb", folder)
         (folder / f"{name}.py").write_text(code, encoding="utf-8")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RCPROBE_")}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RCPROBE_")} | {"COLUMNS": "200"}
     command = [sys.executable, "-c", IN_TURN, *(f"{name}.py" for name in names)]
     environment["PYTHONPATH"] = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
     found = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     assert found.returncode == 0, found.stderr
     parts = found.stdout.split("notebook ")[1:]
-    return {name: part.partition("\n")[2] for name, part in zip(names, parts, strict=True)}
+    return {name: part.partition("\n")[2] for name, part in zip(names, parts, strict=True)}, folder
+
+
+def test_an_encoding_of_ones_own_is_seen_in_the_table(printed):
+    out, folder = printed
+    assert len((folder / "sided_slopes.py").read_text().splitlines()) < 40
+    assert "sided-slopes, L = 4" in out["your_own_encoding"]
+    assert "which encodings transfer" in out["your_own_encoding"]
 
 
 def test_a_first_probe_prints_what_it_found(printed):
-    assert "52 letters" in printed["first_probe"]
-    assert {"0", "200", "400"} <= set(printed["first_probe"].split())
+    out = printed[0]["first_probe"]
+    assert "52 letters" in out
+    assert {"0", "200", "400"} <= set(out.split())
 
 
 def test_a_metric_of_ones_own_is_checked_and_measured(printed):
-    assert "surprise: every check that applies passed" in printed["your_own_metric"]
-    assert "extra" in printed["your_own_metric"]
+    out = printed[0]["your_own_metric"]
+    assert "surprise: every check that applies passed" in out
+    assert "extra" in out
 
 
 def test_a_model_of_ones_own_is_checked_and_learns(printed):
-    out = printed["your_own_model"]
+    out = printed[0]["your_own_model"]
     assert "my-lm: every check that applies passed" in out
     assert "it declares causal attention, but changing the last token" in out
     (((forward, reverse),),) = [eval(line, {}) for line in out.splitlines() if line.startswith("((")]
