@@ -163,6 +163,20 @@ class Adapter:
         return logits.masked_fill(forbidden, -torch.inf)
 
 
+def misdeclarations(family: type[Adapter]) -> str:
+    """What a family declares that no model can be; empty where nothing is wrong."""
+    known = {"objective": ("masked", "causal"), "attention": ("full", "causal", "hybrid")}
+    for name, values in known.items():
+        value = getattr(family, name, None)
+        if value not in values:
+            return f"{name} is {value!r}; use {' or '.join(map(repr, values))}"
+    if type(family.shift) is not int:
+        return (
+            f"shift is {family.shift!r}; use a whole number, the places between a token and the logits that predict it"
+        )
+    return ""
+
+
 def unknown_options(family: str, options: Options, known: Mapping[str, Any]) -> None:
     """Raise ``OptionError`` if an option isn't known to the family."""
     extra = sorted(set(options) - set(known))

@@ -117,11 +117,12 @@ def read_model(
     """
     files = check_weights(at, how.allow_pickle)
     where = {"gguf_file": at.name} if files == [at] else {"use_safetensors": files[0].suffix == ".safetensors"}
+    config = configuration(family, raw, str(at))
     try:
         with errors_only():
             model, info = architecture(family).from_pretrained(
                 at.parent if files == [at] else at,
-                config=family.config(raw),
+                config=config,
                 key_mapping=dict(family.keys) or None,
                 dtype=dtype or "auto",
                 device_map=how.device_map,
@@ -151,7 +152,8 @@ def read_model(
         listed = "; ".join(f"{len(names)} {WRONG[kind]} ({_listed(names)})" for kind, names in wrong.items() if names)
         raise AdapterError(
             f"{at}: {family.name} doesn't fit this checkpoint; of its weights {listed}; nothing was loaded in "
-            "their place. Correct the adapter's keys (docs/add-a-model.md)"
+            "their place. Correct the adapter's keys (names), or its config() (shapes, number of layers): "
+            "docs/add-a-model.md"
         )
     loaded: nn.Module = model
     if files == [at]:
@@ -176,7 +178,25 @@ def _needs(at: Path, error: Exception) -> MissingExtraError | None:
 def architecture(family: type[Adapter]) -> Any:
     """The transformers class that runs a family."""
     module, colon, name = family.architecture.partition(":")
-    return getattr(importlib.import_module(module if colon else "transformers"), name if colon else module)
+    try:
+        return getattr(importlib.import_module(module if colon else "transformers"), name if colon else module)
+    except (AttributeError, ImportError) as error:
+        raise AdapterError(
+            f"{family.name}: architecture {family.architecture!r} can't be found ({error}); name a class of "
+            'transformers, or "module:class"'
+        ) from error
+
+
+def configuration(family: type[Adapter], raw: Mapping[str, Any], source: str) -> Any:
+    """The transformers configuration that a family makes of a raw one. Raises ``AdapterError`` where it can't."""
+    try:
+        return family.config(raw)
+    except (ValueError, KeyError, TypeError) as error:
+        said = str(error).split(". ")[0].strip()[:300]
+        raise AdapterError(
+            f"{source}: {family.name}: no configuration could be made of its config.json ({said}); override "
+            "config(raw), which turns it into that of the architecture"
+        ) from error
 
 
 @contextmanager
@@ -205,7 +225,11 @@ def _config_from_hub(source: str, revision: str | None) -> Path:
 
 
 def _names(found: Any) -> list[str]:
-    return sorted(str(item[0] if isinstance(item, tuple) else item) for item in found)
+    return sorted(_shapes(*item) if isinstance(item, tuple) else str(item) for item in found)
+
+
+def _shapes(name: str, there: Sequence[int], here: Sequence[int]) -> str:
+    return f"{name} {list(there)}, where the configuration says {list(here)}"
 
 
 def _listed(names: Sequence[str], most: int = 8) -> str:

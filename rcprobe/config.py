@@ -40,6 +40,7 @@ KEYS = {
     "options": "a table",
     "revision": "a text",
     "revisions": "a list of texts",
+    "adapter": "a text",
     "peft": "a text",
     "device_map": "a text",
     "quantization_config": "a table",
@@ -107,6 +108,7 @@ class RunConfig:
     options: Mapping[str, Any] = field(default_factory=dict)
     revision: str | None = None
     revisions: list[str] | None = None
+    adapter: str | None = None
     peft: str | None = None
     device_map: str | None = None
     quantization_config: Mapping[str, Any] | None = None

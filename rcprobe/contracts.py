@@ -45,9 +45,9 @@ def check_dataset(make: Callable[..., Any]) -> tuple[Check, ...]:
     return _tried("dataset", lambda: _dataset(make))
 
 
-def check_metric(metric: Metric) -> tuple[Check, ...]:
+def check_metric(metric: Metric, name: str = "") -> tuple[Check, ...]:
     """Whether a metric measures a tiny model as it declares, alike each time, and leaves undefined what is."""
-    return _tried("metric", lambda: _metric(metric))
+    return _tried("metric", lambda: _metric(metric, name or metric.name))
 
 
 def check_encoding(kind: type[Encoding], name: str = "") -> tuple[Check, ...]:
@@ -64,7 +64,7 @@ CHECKS: Mapping[str, Callable[[str], tuple[Check, ...]]] = {
     "models": lambda name: check_adapter(registry().checked("models", name, Adapter)),
     "encodings": lambda name: check_encoding(registry().checked("encodings", name, Encoding), name),
     "datasets": lambda name: check_dataset(registry().get("datasets", name)),
-    "metrics": lambda name: check_metric(registry().checked("metrics", name, Metric)),
+    "metrics": lambda name: check_metric(registry().checked("metrics", name, Metric), name),
     "decoders": lambda name: check_decoder(registry().checked("decoders", name, Decoder)),
 }
 
@@ -160,7 +160,11 @@ _WAYS: tuple[Literal["forward", "reverse"], ...] = ("forward", "reverse")
 # --- metrics ---
 
 
-def _metric(metric: Metric) -> Iterator[Check]:
+def _metric(metric: Metric, name: str) -> Iterator[Check]:
+    if metric.name != name:
+        yield Check("name", False, f"it is registered as {name!r}, and its results are called {metric.name!r}; give "
+                    "the function the name that it is registered under")  # fmt: skip
+        return
     unknown = metric.reads - READS
     if unknown:
         yield Check("reads", False, f"it reads {sorted(unknown)[0]!r}, which is none of {', '.join(sorted(READS))}")

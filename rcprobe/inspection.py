@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from rcprobe.adapter import Adapter
-from rcprobe.checkpoint import architecture, raw_config
+from rcprobe.checkpoint import architecture, configuration, raw_config
 from rcprobe.errors import UsageError
-from rcprobe.loading import adapter_for, candidates
+from rcprobe.loading import candidates, family_of
 from rcprobe.plugins import registry
 from rcprobe.probing.capture import attention_paths
 
@@ -63,17 +63,19 @@ class Inspection:
         return "\n".join([*lines, *(f"  {'but':<9} {text}" for text in self.against)])
 
 
-def inspect(source: str, revision: str | None = None) -> Inspection:
-    """Inspect a checkpoint in a folder or on the hub. Raises ``UsageError``, ``AdapterError`` as ``load`` would."""
+def inspect(source: str, revision: str | None = None, adapter: str | None = None) -> Inspection:
+    """Inspect a checkpoint in a folder or on the hub, as the registered ``adapter`` or as the one that takes it.
+
+    Raises ``UsageError``, ``AdapterError`` as ``load`` would.
+    """
     if source in registry().names("models") and not Path(source).exists():
         raise UsageError(
             f"{source} is a registered family, not a checkpoint: rcprobe plugins show {source} says what it is; "
             "inspect takes a folder, a GGUF file or a hub id"
         )
     raw = raw_config(source, revision)
-    claimed = adapter_for(raw, source)
-    family = claimed.resolve(raw)
-    config = family.config(raw)
+    family = family_of(raw, source, None if adapter is None else registry().checked("models", adapter, Adapter))
+    config = configuration(family, raw, source)
     with torch.device("meta"):
         model: nn.Module = architecture(family)(config)
     layers = int(getattr(config, "num_hidden_layers", 0))
@@ -83,7 +85,7 @@ def inspect(source: str, revision: str | None = None) -> Inspection:
     return Inspection(
         source=source,
         adapter=family.name,
-        why=_why(raw, claimed),
+        why=_why(raw, family, "it is the one named" if adapter else ""),
         architecture=family.architecture.rpartition(":")[2],
         objective=family.objective,
         attention=family.attention,
@@ -99,11 +101,12 @@ def inspect(source: str, revision: str | None = None) -> Inspection:
     )
 
 
-def _why(raw: Mapping[str, Any], claimed: type[Adapter]) -> str:
+def _why(raw: Mapping[str, Any], family: type[Adapter], named: str) -> str:
     marks = {name: raw[name] for name in ("is_causal", "mask_token_id") if raw.get(name) is not None}
     said = ", ".join(f"{k} {v!r}" for k, v in {"architectures": raw.get("architectures"), **marks}.items())
-    others = [name for name in candidates(raw) if name != claimed.name]
-    return f"model_type {raw.get('model_type')!r}, {said}" + (f"; before {', '.join(others)}" if others else "")
+    others = [name for name in candidates(raw) if name != family.name]
+    before = f"; before {', '.join(others)}" if others else ""
+    return named or f"model_type {raw.get('model_type')!r}, {said}{before}"
 
 
 def _against(

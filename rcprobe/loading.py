@@ -16,6 +16,7 @@ from rcprobe.gguf import SUFFIX, gguf_file, gguf_tokenizer
 from rcprobe.loaded import LoadedModel, cast
 from rcprobe.low_rank import with_low_rank
 from rcprobe.memory import out_of_memory, too_large
+from rcprobe.model_files import declared, read_as
 from rcprobe.plugins import registry
 from rcprobe.probing.verify import verify
 
@@ -23,7 +24,7 @@ from rcprobe.probing.verify import verify
 def load(
     model: str | Path | nn.Module,
     *,
-    adapter: type[Adapter] | None = None,
+    adapter: type[Adapter] | str | None = None,
     tokenizer: Any = None,
     options: Mapping[str, Any] | None = None,
     seed: int = 0,
@@ -39,7 +40,8 @@ def load(
 
     ``model`` is the name of a registered family (built from ``options`` with random weights drawn from ``seed``), a
     folder or hub id with safetensors, a GGUF file, or a module of your own (with ``adapter`` and ``tokenizer``; it is
-    used as it is). ``dtype`` None keeps the dtype that the weights have. Of checkpoints alone: ``revision`` pins a hub
+    used as it is). ``adapter`` is a subclass of ``Adapter`` or a registered name; None finds the one that claims a
+    checkpoint. ``dtype`` None keeps the dtype that the weights have. Of checkpoints alone: ``revision`` pins a hub
     id; ``device_map`` places the weights instead of ``device``, and ``quantization_config`` makes them smaller, both
     as transformers takes them; ``allow_pickle`` reads pickled weights where there are no others, tensors and nothing
     else. ``peft`` is a folder of low-rank adapters to put on top. Raises ``UnknownNameError``, ``AdapterError``,
@@ -49,6 +51,9 @@ def load(
         raise UsageError("the model has an empty name; give a registered name, a folder or a hub id")
     wanted = _dtype(dtype)
     how = Reading(revision, device_map, quantization_config, allow_pickle)
+    family: type[Adapter] | None = (
+        registry().checked("models", adapter, Adapter) if isinstance(adapter, str) else adapter
+    )
     named = not isinstance(model, nn.Module) and str(model) in registry().names("models")
     if (isinstance(model, nn.Module) or named) and how != Reading():
         raise UsageError(
@@ -56,11 +61,11 @@ def load(
         )
     try:
         if isinstance(model, nn.Module):
-            loaded = _wrap(model, adapter, tokenizer)
+            loaded = _wrap(model, family, tokenizer)
         elif named:
             loaded = _build(registry().checked("models", str(model), Adapter), dict(options or {}), seed, tokenizer)
         elif Path(model).exists() or "/" in str(model) or str(model).endswith(SUFFIX):
-            loaded = _from_checkpoint(str(model), adapter, tokenizer, wanted, _device(device), how)
+            loaded = _from_checkpoint(str(model), family, tokenizer, wanted, _device(device), how)
         else:
             raise UnknownNameError("model (or folder, or hub id)", str(model), registry().names("models"))
         placed = device_map is not None or getattr(loaded.model, "hf_quantizer", None) is not None
@@ -76,6 +81,8 @@ def load(
             loaded.factory = lambda seed: with_low_rank(plain(seed), peft)
         loaded.model = with_low_rank(loaded.model, peft)
         loaded.told["peft"] = str(peft)
+    if isinstance(adapter, str):
+        loaded.told["adapter"] = adapter
     loaded.model.eval()
     verify(loaded)
     return loaded
@@ -112,7 +119,7 @@ def _from_checkpoint(
     how: Reading,
 ) -> LoadedModel:
     raw = raw_config(source, how.revision)
-    family = (adapter or adapter_for(raw, source)).resolve(raw)
+    family = family_of(raw, source, adapter)
     at, told = local_folder(source, how), how.told()
     if how.quantization_config is not None and how.device_map is None:
         how = replace(how, device_map={"": str(device)})  # quantised weights can't be moved later
@@ -132,6 +139,31 @@ def _tokenizer(family: type[Adapter], at: Path) -> Any:
         ) from error
 
 
+def family_of(raw: Mapping[str, Any], source: str, adapter: type[Adapter] | None = None) -> type[Adapter]:
+    """The family of a checkpoint as its configuration resolves it: the one that is named, or that it was kept under, or
+    that claims it. Raises ``AdapterError`` where there is none, several, or one that would read it otherwise than the
+    run did that kept it.
+    """
+    kept = read_as(Path(source))
+    if adapter is not None or kept is None:
+        return (adapter or adapter_for(raw, source)).resolve(raw)
+    name = kept["adapter"]
+    if name not in registry().names("models"):
+        raise AdapterError(
+            f"{source}: a run kept these weights under the adapter {name!r}, which no plugin registers here; install "
+            "its plugin, or name the adapter (adapter=, --adapter)"
+        )
+    family: type[Adapter] = registry().checked("models", name, Adapter).resolve(raw)
+    now = declared(family)
+    for what, value in kept.items():
+        if now[what] != value:
+            raise AdapterError(
+                f"{source}: a run kept these weights with {what} {value!r}, and {name} would read them with "
+                f"{now[what]!r}; name the adapter that they were kept under (adapter=)"
+            )
+    return family
+
+
 def adapter_for(raw: Mapping[str, Any], source: str) -> type[Adapter]:
     """The one registered adapter that takes a raw configuration. Raises ``AdapterError`` for none or several."""
     fitting = candidates(raw)
@@ -142,7 +174,7 @@ def adapter_for(raw: Mapping[str, Any], source: str) -> type[Adapter]:
         own = "; its own code (auto_map) is never run" if raw.get("auto_map") and not chosen else ""
         raise AdapterError(
             f"{source} (model_type {raw.get('model_type')!r}, architectures {raw.get('architectures')!r}): {what}{own}"
-            "; name one with adapter=, or write one (docs/add-a-model.md)"
+            "; name one (adapter=, --adapter), or write one (docs/add-a-model.md)"
         )
     return next(iter(chosen.values()))
 

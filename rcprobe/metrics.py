@@ -10,7 +10,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Values = Mapping[str, "Tensor"]
 Columns = dict[str, NDArray[np.float64]]
+STATISTICS = {"mean": (1, 2), "effect_size": (1, 2), "correlation": (2,)}  # → how many columns each takes
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,15 @@ class Condition:
     unit: str
     growth: bool = False
     judged: bool = True
+
+    def __post_init__(self) -> None:
+        if self.statistic not in STATISTICS:
+            raise PluginError(f"condition {self.label!r}: statistic is {self.statistic!r}; use {', '.join(STATISTICS)}")
+        if isinstance(self.columns, str) or len(self.columns) not in STATISTICS[self.statistic]:
+            raise PluginError(
+                f"condition {self.label!r}: columns is {self.columns!r}; a {self.statistic} takes a tuple of "
+                f"{' or '.join(map(str, STATISTICS[self.statistic]))} names"
+            )
 
 
 @dataclass(frozen=True)
@@ -64,6 +74,16 @@ class Metric:
     check: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.conditions, tuple) or not all(isinstance(c, Condition) for c in self.conditions):
+            raise PluginError(
+                f"metric {self.name!r}: conditions is {self.conditions!r}; it needs a tuple of rcprobe.Condition, as "
+                "in (first,) or (first, second)"
+            )
+        for pairing in self.pairings:
+            if pairing not in get_args(Pairing):
+                raise PluginError(
+                    f"metric {self.name!r}: pairing is {pairing!r}; use {' or '.join(get_args(Pairing))}, or a tuple"
+                )
         if self.conditions and not any(condition.judged for condition in self.conditions):
             raise PluginError(f"metric {self.name!r}: none of its conditions is judged; judge one, or give none")
 
@@ -87,8 +107,22 @@ class Metric:
 
         Raises ``PluginError`` if the function returns another shape or an infinite value.
         """
-        found = self.function(seen)
+        try:
+            found = self.function(seen)
+        except (TypeError, AttributeError) as error:
+            if "NoneType" not in str(error):
+                raise
+            named = ", ".join(sorted(self.reads))
+            raise PluginError(
+                f"metric {self.name!r}: {error}; what its reads ({named}) don't name is None in the observation"
+            ) from error
         values = found if isinstance(found, Mapping) else {"value": found}
+        for name, given in values.items():
+            if not hasattr(given, "detach"):
+                raise PluginError(
+                    f"metric {self.name!r}: column {name!r} is a {type(given).__name__}; return tensors, as those of "
+                    "the observation are"
+                )
         columns = {name: np.asarray(tensor.detach().cpu().double().numpy()) for name, tensor in values.items()}
         for name, column in columns.items():
             if column.ndim not in (1, 3) or len(column) != len(seen.pairs):

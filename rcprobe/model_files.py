@@ -1,5 +1,6 @@
 """Trained weights in a folder that ``load`` takes, and back."""
 
+import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -8,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from rcprobe.adapter import Adapter
 from rcprobe.errors import RunError
 from rcprobe.files import TEMPORARY, make_folder, unwritable, write_bytes, write_json
 from rcprobe.loaded import LoadedModel
@@ -16,7 +18,7 @@ from rcprobe.low_rank import SETTINGS as ADAPTER_SETTINGS
 from rcprobe.low_rank import has_low_rank, low_rank_files, put_low_rank
 from rcprobe.step_files import write_safetensors
 
-WEIGHTS = "model.safetensors"
+WEIGHTS, READ_AS = "model.safetensors", "rcprobe.json"
 
 
 def save_model(m: LoadedModel, folder: Path) -> None:
@@ -39,8 +41,35 @@ def save_model(m: LoadedModel, folder: Path) -> None:
     to_dict = getattr(m.config, "to_diff_dict", None)
     if to_dict is not None:
         write_json(folder / "config.json", {**to_dict(), "architectures": [type(m.model).__name__]})
+    write_json(folder / READ_AS, declared(type(m.adapter)))
     if hasattr(m.tokenizer, "save_pretrained"):
         _save_tokenizer(m.tokenizer, folder)
+
+
+def declared(family: type[Adapter]) -> dict[str, Any]:
+    """How a family reads its models, by which weights that are kept are told from those of another."""
+    return {
+        "adapter": family.name,
+        "objective": family.objective,
+        "attention": family.attention,
+        "shift": family.shift,
+        "mask_in_softmax": family.mask_in_softmax,
+    }
+
+
+def read_as(folder: Path) -> dict[str, Any] | None:
+    """What was ``declared`` of weights that a run kept in a folder; None for a folder from elsewhere.
+
+    Raises ``RunError`` for a file that can't be read.
+    """
+    path = folder / READ_AS
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {name: found[name] for name in ("adapter", "objective", "attention", "shift", "mask_in_softmax")}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise RunError(f"{path}: can't be read ({type(error).__name__}: {error})") from error
 
 
 def load_model(m: LoadedModel, folder: Path, fingerprint: str) -> None:

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -231,10 +232,12 @@ def load_registry(entry_points: Iterable[metadata.EntryPoint], blocked: Sequence
 
 @lru_cache(maxsize=1)
 def registry() -> Registry:
-    """The registry of this process: every installed plugin, and the modules that ``RCPROBE_PLUGINS`` names, but those
-    that ``RCPROBE_DISABLE_PLUGINS`` blocks.
+    """The registry of this process: every installed plugin, and the modules that ``RCPROBE_PLUGINS`` names (looked for
+    in the working folder too), but those that ``RCPROBE_DISABLE_PLUGINS`` blocks.
     """
     modules = [metadata.EntryPoint(name, name, GROUP) for name in _listed(MORE)]
+    if modules and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # an installed command, unlike `python -m`, doesn't look in the working folder
     return load_registry([*metadata.entry_points(group=GROUP), *modules], _listed(DISABLE))
 
 

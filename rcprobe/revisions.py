@@ -87,7 +87,7 @@ def find_revisions(m: LoadedModel, names: Sequence[str]) -> tuple[Revision, ...]
 
 def become(m: LoadedModel, revision: Revision) -> None:
     """Load a revision in the place of the weights that ``m`` holds, as ``m`` was loaded; ``load`` verifies it."""
-    told = {name: value for name, value in m.told.items() if name != "revision"}
+    told = {name: value for name, value in m.told.items() if name not in ("revision", "adapter")}
     dtype = None if "quantization_config" in told else str(m.dtype).removeprefix("torch.")
     device = str(m.device)
     m.replace_model(nn.Module())  # before the next is there: two may be more than memory holds

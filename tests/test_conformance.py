@@ -79,8 +79,8 @@ BROKEN = [
     ({"lora_targets": (r"\.attn_out$",)}, ["declaration"], "lora_targets: .* names no linear module"),
     (
         {"ov_circuit": replace(Llada.ov_circuit, value="self_attn.values")},
-        ["storage"],
-        "AttributeError: .*values",
+        ["ov_circuit", "storage"],
+        "this model has no value 'self_attn.values'",
     ),
     ({"matches": classmethod(lambda cls, config: False)}, ["matches"], "doesn't claim the adapter's own tiny_conf"),
     ({"architecture": "NoSuchLM"}, ["tiny model"], "it can't be built .*NoSuchLM.*give it `tiny`"),

@@ -114,7 +114,7 @@ BAD_METRICS = {
     "makes up": (metric_of(zero_for_undefined), "undefined", "column 'value' has a number for a pair that couldn't"),
     "gives one number": (metric_of(one_number), "metric", "has shape (); it needs one value a pair"),
     "is infinite": (metric_of(infinite), "metric", "infinite value"),
-    "reads what it didn't declare": (metric_of(unread), "metric", "TypeError: 'NoneType'"),
+    "reads what it didn't declare": (metric_of(unread), "metric", "what its reads ("),
     "judges what it doesn't give": (
         metric_of(fine, conditions=(rcprobe.Condition("gain", "mean", ("gain",), 0.0, "nats"),)),
         "metric",

@@ -13,6 +13,7 @@ cli = typer.Typer(help="What would be done with a checkpoint.", no_args_is_help=
 def models_inspect(
     model: Annotated[str, typer.Argument(help="A folder, a GGUF file or a hub id.", show_default=False)],
     revision: Annotated[str | None, typer.Option(help="The commit, branch or tag of a hub id.")] = None,
+    adapter: Annotated[str | None, typer.Option(help="A registered family to read it as.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
     """Say which adapter takes a checkpoint, why, and what it would do, from the configuration alone.
@@ -21,7 +22,7 @@ def models_inspect(
     """
     from rcprobe.inspection import inspect
 
-    found = inspect(model, revision)
+    found = inspect(model, revision, adapter)
     if as_json:
         print_json(found.to_dict())
     else:

@@ -60,6 +60,7 @@ def plugins_show(
     shown = [_looked_at(entry) for entry in names.entries if entry.name == name]
     if not shown and not origins:
         known = {entry.name for entry in names.entries} | {origin.plugin for origin in names.known()}
+        tell_failures()
         raise UnknownNameError("plugin entry", name, known)
     shown += [_plugin(origin) for origin in origins]
     if as_json:
@@ -83,14 +84,18 @@ def plugins_check(
     from rcprobe.conformance import report
     from rcprobe.contracts import check
 
-    found = check(name)
+    try:
+        found = check(name)
+    finally:
+        tell_failures()  # a name may be missing because its plugin was left out
+    told = list(registry().failures)
     if as_json:
         rows = [(kind, one) for kind, checks in found.items() for one in checks]
         print_json([{"kind": k, "name": one.name, "passed": one.passed, "seen": one.seen} for k, one in rows])
     else:
         for kind, checks in found.items():
             say(report(name if len(found) == 1 else f"{name} ({kind.removesuffix('s')})", checks))
-    tell_failures()
+    tell_failures(told)
     if any(one.passed is False for checks in found.values() for one in checks):
         raise typer.Exit(1)
 

@@ -69,6 +69,7 @@ def run_command(
     revisions: Annotated[
         str | None, typer.Option(metavar="A,B,…", help="Probe each of these revisions or checkpoint folders in turn.")
     ] = None,
+    adapter: Annotated[str | None, typer.Option(help="A registered family to read a checkpoint as.")] = None,
     peft: Annotated[str | None, typer.Option(help="A folder of low-rank adapters to put on the model.")] = None,
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="Read pickled weights too (tensors alone).")
@@ -99,6 +100,7 @@ def run_command(
         "batch_size": batch_size,
         "revision": revision,
         "revisions": None if revisions is None else revisions.split(","),
+        "adapter": adapter,
         "peft": peft,
         "allow_pickle": allow_pickle or None,
         "device": device,
@@ -180,6 +182,7 @@ def _load(asked: RunConfig, show: bool) -> "LoadedModel":
         device_map=asked.device_map,
         quantization_config=asked.quantization_config,
         allow_pickle=asked.allow_pickle,
+        adapter=asked.adapter,
         peft=asked.peft,
     )
 

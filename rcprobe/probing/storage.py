@@ -41,6 +41,28 @@ def storage(
     return torch.stack([_layer(circuit, layer, encoding, read, unembed, heads, place) for layer in layers])
 
 
+def misplaced(model: nn.Module, circuit: OvCircuit) -> str:
+    """The first path of a circuit that the model doesn't have, as ``norm 'ln1'``; empty where all are there."""
+    model = _plain(model)
+    top = {name: getattr(circuit, name) for name in ("embedding", "layers", "final_norm", "head", "encoding")}
+    for name, path in top.items():
+        if path is not None and not _has(model, path):
+            return f"{name} {path!r}"
+    for layer in model.get_submodule(circuit.layers).children():
+        for name in ("norm", "value", "output"):
+            if not _has(layer, getattr(circuit, name)):
+                return f"{name} {getattr(circuit, name)!r} (of a layer, a {type(layer).__name__})"
+    return ""
+
+
+def _has(module: nn.Module, path: str) -> bool:
+    try:
+        module.get_submodule(path)
+    except AttributeError:
+        return False
+    return True
+
+
 def depends_on_place(model: nn.Module, circuit: OvCircuit) -> bool:
     """Whether storage is a map for each place: an encoding puts position into embeddings or values."""
     encoding = _encoding(model, circuit)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from rcprobe.adapter import misdeclarations
 from rcprobe.encoding import Encoding, misdeclared
 from rcprobe.errors import VerificationError
 from rcprobe.facts import Query
@@ -15,6 +16,7 @@ from rcprobe.loaded import LoadedModel, evaluating
 from rcprobe.probing.batch import Batch, collate
 from rcprobe.probing.capture import capture
 from rcprobe.probing.captured import model_inputs
+from rcprobe.probing.storage import misplaced
 
 LENGTH = 8
 STEPS = (0, -1, 1)  # from the declared row
@@ -46,6 +48,10 @@ def verify(m: LoadedModel) -> tuple[Check, ...]:
 
 def checked(m: LoadedModel) -> Iterator[Check]:
     """The checks one after another, failed ones too."""
+    declared = misdeclarations(type(m.adapter))
+    if declared:
+        yield Check("declarations", False, declared)
+        return
     if m.adapter.objective == "causal" and m.adapter.shift < 1:
         seen = (
             f"a causal model's logits at i predict i + 1, so shift is 1 or more; it declares {m.adapter.shift} and "
@@ -53,6 +59,9 @@ def checked(m: LoadedModel) -> Iterator[Check]:
         )
         yield Check("shift", False, seen)
     own = (_encoding,) if _encodings(m) else ()
+    lost = "" if m.adapter.ov_circuit is None else misplaced(m.model, m.adapter.ov_circuit)
+    if lost:
+        yield Check("ov_circuit", False, f"this model has no {lost}")
     for check in (_mask, _attention, _padding, _weights, *own):
         yield check(m)
 
