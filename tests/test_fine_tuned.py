@@ -9,9 +9,9 @@ import pytest
 
 import rcprobe
 from rcprobe import TrainConfig
-from rcprobe.errors import RcprobeError, UsageError
+from rcprobe.errors import DataError, RcprobeError, UsageError
 from rcprobe_plugins.studies import fine_tuned, fine_tuned_command
-from rcprobe_plugins.studies.fine_tuned import DATA, MODELS, mini_tunings, paper_tunings, run_tunings
+from rcprobe_plugins.studies.fine_tuned import DATA, MODELS, exchanged, mini_tunings, paper_tunings, run_tunings
 from rcprobe_plugins.studies.fine_tuned_command import reproduce_tuned
 from rcprobe_plugins.studies.fine_tuned_tables import exact, panels, tab7
 from rcprobe_plugins.studies.published import published
@@ -92,6 +92,20 @@ def test_exact_answers_are_the_mean_over_facts_of_their_template_pairs(checkpoin
     assert any(figure.panels for figure in sheet.figures)
     assert all("Letters" in panel.title for figure in sheet.figures for panel in figure.panels)
     assert np.isfinite([row["exact_percent"] for row in tab7("tab7", tuned).values]).all()
+
+
+def test_exchanged_facts_are_alike_in_tokens_and_untrue(checkpoint):
+    m = rcprobe.load(checkpoint)
+    names = (("a", "A"), ("bb", "B"), ("c", "C"), ("d", "DD"), ("e", "E"))
+    whole = rcprobe.Dataset("names", tuple(rcprobe.Fact(a, b, "{a}0{b}", "{b}00{a}") for a, b in names))
+    made = exchanged(m, whole, 24)
+    assert {fact.a for fact in made.facts} == {"a", "c", "d"} | {"e"}
+    assert {fact.b for fact in made.facts} == {"A", "B", "C", "E"}
+    assert not {(fact.a, fact.b) for fact in whole.facts} & {(fact.a, fact.b) for fact in made.facts}
+    assert len(exchanged(m, whole, 2).facts) == 2
+    assert made.facts[0].forward == ("{a}0{b}",)
+    with pytest.raises(DataError, match="no two facts have names of one length"):
+        exchanged(m, rcprobe.Dataset("one", whole.facts[:1]), 24)
 
 
 def test_a_run_that_fails_leaves_the_others_their_table(checkpoint, small, tmp_path, capsys, monkeypatch):

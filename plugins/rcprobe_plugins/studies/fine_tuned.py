@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rcprobe.facts import Dataset
     from rcprobe.loaded import LoadedModel
     from rcprobe.report import Report
     from rcprobe.training import TrainConfig
@@ -27,7 +28,8 @@ DATA: Mapping[str, tuple[str, Mapping[str, Any]]] = {  # what is trained on: the
 PANELS = {"fig4": ("LLaDA 8B",), "fig6": ("Dream 7B",)}  # each on Parent→Child
 MINI_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 MINI_FACTS = 24
-MINI_DATA = "Capitals, shuffled"
+MINI_DATA = "Capitals, exchanged"
+EXCHANGED = "exchanged: every a stands with a b that isn't its own, all of one length in tokens"
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Tuning:
     """One model to be fine-tuned on one direction of a dataset.
 
     ``source`` is a folder or hub id; a ``converted`` causal model is made bidirectional first (``convert``).
+    ``exchanged`` facts are made of the dataset's names (``exchanged``).
     """
 
     model: str
@@ -44,6 +47,7 @@ class Tuning:
     dataset_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     limit: int | None = None
     converted: bool = False
+    exchanged: bool = False
     dtype: str = "float32"
 
     @property
@@ -76,7 +80,7 @@ def paper_tunings(table: str, data: Path | None) -> list[Tuning]:
 def mini_tunings(source: str) -> list[Tuning]:
     """The same on a CPU: a small causal model and its bidirectional conversion, on facts that neither can know."""
     return [
-        Tuning(name, source, MINI_DATA, "capitals", {"shuffled": True}, MINI_FACTS, converted)
+        Tuning(name, source, MINI_DATA, "capitals", limit=MINI_FACTS, converted=converted, exchanged=True)
         for name, converted in (("causal", False), ("converted", True))
     ]
 
@@ -126,13 +130,14 @@ def run_tunings(
     failed: dict[Tuning, str] = {}
     for tuning in tunings:
         try:
+            m = load_tuned(tuning)
+            dataset = data[tuning].limited(None if tuning.exchanged else tuning.limit)
             reports[tuning] = run(
-                load_tuned(tuning),
-                data[tuning],
+                m,
+                exchanged(m, dataset, tuning.limit) if tuning.exchanged else dataset,
                 metrics=metrics,
                 train=training,
                 seeds=seeds,
-                limit=tuning.limit,
                 out=None if folder is None else folder / tuning.folder,
                 progress=show,
             )
@@ -141,6 +146,37 @@ def run_tunings(
             if len(failed) == len(tunings):
                 raise
     return Tuned(reports, failed)
+
+
+def exchanged(m: "LoadedModel", dataset: "Dataset", count: int | None) -> "Dataset":
+    """``count`` facts that no model can know: names of the dataset, each a with a b that isn't its own.
+
+    All a's have one length in the model's tokens, and all b's, so that the prompts of one wording are alike: score
+    correlation is taken among alike prompts, and a control needs another fact's answer of the same length. Raises
+    ``DataError`` where fewer than two names are alike.
+    """
+    from rcprobe.errors import DataError
+    from rcprobe.facts import Dataset, Fact
+
+    first = dataset.facts[0]
+    names = [_alike(m, [fact.a for fact in dataset.facts]), _alike(m, [fact.b for fact in dataset.facts])]
+    n = min(len(names[0]), len(names[1]), count or len(dataset.facts))
+    true = {(fact.a, fact.b) for fact in dataset.facts}
+    for turn in range(n):
+        pairs = [(names[0][i], names[1][(i + turn) % n]) for i in range(n)]
+        if n > 1 and not true & set(pairs):
+            facts = tuple(Fact(a, b, first.forward, first.reverse) for a, b in pairs)
+            return Dataset(dataset.name, facts, notes=(EXCHANGED, *dataset.notes))
+    raise DataError(f"{dataset.name}: no two facts have names of one length in tokens to exchange")
+
+
+def _alike(m: "LoadedModel", names: Sequence[str]) -> list[str]:
+    """Names of the commonest length in tokens, at the start of a text and inside."""
+    from rcprobe.queries import token_ids
+
+    lengths = [[len(token_ids(m.tokenizer, text) or ()) for text in (name, f" {name}")] for name in names]
+    commonest = max(lengths, key=lengths.count)
+    return list(dict.fromkeys(name for name, length in zip(names, lengths, strict=True) if length == commonest))
 
 
 def load_tuned(tuning: Tuning) -> "LoadedModel":
