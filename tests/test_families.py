@@ -35,6 +35,7 @@ from transformers import (
 import rcprobe
 from rcprobe import cli, loading
 from rcprobe.config import read_config
+from rcprobe.conformance import check_adapter
 from rcprobe.errors import AdapterError, UsageError, VerificationError
 from rcprobe.inspection import inspect
 from rcprobe.loaded import LoadedModel
@@ -897,6 +898,7 @@ def test_the_pages_family_reads_a_checkpoint_of_its_layout(tmp_path):
     raw = {"architectures": ["FernLM"], "model_type": "fern", "mask_token_id": 333, **sizes}
     folder = small.write(tmp_path, raw, weights, bytes_())
     assert space["Fern"].matches(raw)
+    assert [found.seen for found in check_adapter(space["Fern"]) if found.passed is False] == []
     m = rcprobe.load(folder, adapter=space["Fern"])
     want = small.reference_logits(stock, IDS, theta=1e4, eps=1e-6)
     torch.testing.assert_close(logits(m).double(), want, rtol=0, atol=1e-5)

@@ -65,7 +65,7 @@ def test_a_first_probe_prints_what_it_found(printed):
 def test_a_metric_of_ones_own_is_checked_and_measured(printed):
     out = printed[0]["your_own_metric"]
     assert "surprise: every check that applies passed" in out
-    assert "extra" in out
+    assert "kept" in out
 
 
 def test_a_model_of_ones_own_is_checked_and_learns(printed):
