@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -108,6 +109,10 @@ def unread(seen):
     return seen.scores[:, 0]
 
 
+def array(seen):
+    return seen.log_probs[:, 1].numpy()
+
+
 BAD_METRICS = {
     "reads what isn't": (metric_of(fine, reads={"log_prob"}), "reads", "'log_prob', which is none of a"),
     "draws": (metric_of(drawn), "repeatable", "measured twice, other values"),
@@ -120,12 +125,49 @@ BAD_METRICS = {
         "metric",
         "a condition needs column 'gain'",
     ),
+    "gives an array": (metric_of(array), "metric", "column 'value' is a ndarray; return tensors"),
 }
 
 
 @pytest.mark.parametrize(("metric", "name", "words"), BAD_METRICS.values(), ids=BAD_METRICS)
 def test_what_is_wrong_with_a_metric(metric, name, words):
     assert words in wrong(check_metric(metric))[name]
+
+
+def test_a_metric_is_registered_under_the_name_of_its_function():
+    assert (
+        "registered as 'other', and its results are called 'fine'"
+        in wrong(check_metric(metric_of(fine), "other"))["name"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("condition", "told"),
+    [
+        (("correlation", ("a",)), "columns is ('a',); a correlation takes a tuple of 2 names"),
+        (("mean", ("a", "b", "c")), "a mean takes a tuple of 1 or 2 names"),
+        (("mean", "value"), "columns is 'value'"),
+        (("median", ("a",)), "statistic is 'median'; use mean, effect_size, correlation"),
+    ],
+)
+def test_a_condition_that_cannot_be_judged_is_refused_where_it_is_written(condition, told):
+    with pytest.raises(PluginError, match=re.escape(told)):
+        rcprobe.Condition("one", *condition, 0.0, "nats")
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (
+            {"conditions": rcprobe.Condition("one", "mean", ("value",), 0.0, "nats")},
+            "it needs a tuple of rcprobe.Condition",
+        ),
+        ({"pairing": "same"}, "pairing is 'same'; use same_target or swapped"),
+    ],
+)
+def test_a_metric_is_refused_where_it_is_written(given, told):
+    with pytest.raises(PluginError, match=re.escape(told)):
+        metric_of(fine, **given)
 
 
 def test_without_a_small_model_nothing_is_claimed(monkeypatch):

@@ -6,12 +6,14 @@ import subprocess
 import sys
 from importlib import import_module, metadata
 from itertools import count, permutations
+from pathlib import Path
 
 import pytest
 
 import rcprobe
+from rcprobe.cli import main
 from rcprobe.errors import PluginError, UnknownNameError, UsageError
-from rcprobe.plugins import KINDS, load_registry, registry
+from rcprobe.plugins import KINDS, Origin, load_registry, registry
 
 NUMBER = count()
 GOOD = """
@@ -422,6 +424,30 @@ def register_commands(cli):
 
 
 # --- switches ---
+
+
+def test_a_module_in_the_working_folder_is_found_by_the_installed_command(tmp_path):
+    """Unlike ``python -m``, it doesn't look there by itself."""
+    (tmp_path / "beside_me.py").write_text(GOOD)
+    command = [Path(sys.executable).with_name("rcprobe"), "plugins", "list"]
+    environment = {**os.environ, "RCPROBE_PLUGINS": "beside_me"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=tmp_path)
+    assert done.stderr == ""
+    assert "beside_me" in done.stdout
+
+
+def test_a_check_says_what_was_left_out_before_it_says_that_a_name_is_unknown(monkeypatch, capsys):
+    names = load_registry([])
+    names.blame(Origin("mine", "mine", None), "ModuleNotFoundError: No module named 'mine'")
+    for module in ("rcprobe.commands.output", "rcprobe.commands.plugins", "rcprobe.contracts"):
+        monkeypatch.setattr(f"{module}.registry", lambda: names)
+    for command in ("check", "show"):
+        monkeypatch.setattr(sys, "argv", ["rcprobe", "plugins", command, "surprise"])
+        with pytest.raises(SystemExit, match="2"):
+            main()
+        left_out, unknown = capsys.readouterr().err.strip().splitlines()
+        assert "No module named 'mine'" in left_out
+        assert "no plugin entry is called 'surprise'" in unknown
 
 
 def fresh(monkeypatch, *points):

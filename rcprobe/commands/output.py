@@ -1,6 +1,7 @@
 """How commands speak: results on standard output, everything else on standard error."""
 
 import json
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +25,17 @@ def tell_failures(told: Sequence[Failure] = ()) -> None:
     """Say on standard error which plugins, or which of their hooks, were left out, but those that were told."""
     for failure in [failure for failure in registry().failures if failure not in told]:
         say(f"left out: {failure.origin}: {failure.reason}", err=True)
+
+
+def bars_for_people(show: bool) -> None:
+    """Transformers and the hub draw progress bars into pipes too: none where nobody looks or asked for any."""
+    if show and sys.stderr.isatty():
+        return
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    disable_progress_bars()
 
 
 def duration(seconds: float) -> str:

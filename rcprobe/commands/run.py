@@ -1,14 +1,13 @@
 """``rcprobe run``."""
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rcprobe.commands.output import duration, print_json, say, tell_failures
+from rcprobe.commands.output import bars_for_people, duration, print_json, say, tell_failures
 from rcprobe.config import FINE_TUNING, RunConfig, read_config
 from rcprobe.errors import UsageError
 from rcprobe.plugins import registry
@@ -166,8 +165,7 @@ def _run(asked: RunConfig, *, fresh: bool, show: bool, as_json: bool, quiet: boo
 def _load(asked: RunConfig, show: bool) -> "LoadedModel":
     from rcprobe.loading import load
 
-    if not (show and sys.stderr.isatty()):
-        _no_progress_bars()
+    bars_for_people(show)
     source, revision = asked.model, asked.revision
     if asked.revisions:
         from rcprobe.revisions import places
@@ -230,15 +228,6 @@ def _tell_what_is_there(out: str | None) -> None:
     if out and (Path(out) / MANIFEST).exists():
         done, of = RunFolder(Path(out)).progress()
         say(f"{out} holds {done} of {of} steps", err=True)
-
-
-def _no_progress_bars() -> None:
-    """transformers and the hub draw bars into pipes too."""
-    from huggingface_hub.utils.tqdm import disable_progress_bars
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-    disable_progress_bars()
 
 
 def _training(steps: int | None, rates: list[float]) -> dict[str, Any] | None:

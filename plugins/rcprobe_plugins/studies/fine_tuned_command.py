@@ -38,6 +38,7 @@ def reproduce_tuned(
     failed.
     """
     from rcprobe.cli import print_json
+    from rcprobe.commands.output import bars_for_people
     from rcprobe.errors import RcprobeError, UsageError
 
     if quick:
@@ -57,6 +58,7 @@ def reproduce_tuned(
             _print_plan(planned)
         return
     show = not (quiet or as_json)
+    bars_for_people(show)
     tuned = run_tunings(tunings, training, count, out, show=show)
 
     from rcprobe.report.sheet import print_sheet, save_sheet
