@@ -92,10 +92,10 @@ def judge_all(
     *,
     replicate: str,
     identities: Mapping[str, str],
-    not_trained: str,
+    not_trained: Mapping[Pairing, str],
     skipped: Mapping[str, str],
 ) -> dict[str, Signature]:
-    """Verdicts, Holm-adjusted over the signatures of the table; ``not_trained`` says why, or is empty.
+    """Verdicts, Holm-adjusted over the signatures of the table; ``not_trained`` says why of a pairing, or is empty.
 
     A causal check keeps its own p, and doesn't count among the signatures.
     """
@@ -108,8 +108,8 @@ def judge_all(
             verdict, why = "undefined", skipped[name]
         elif name in identities:
             verdict, why = "identity", identities[name]
-        elif not_trained:
-            verdict, why = "not trained", not_trained
+        elif not_trained.get(pairing):
+            verdict, why = "not trained", not_trained[pairing]
         else:
             verdict, why = _verdict(findings, adjusted[name], replicate)
         signatures[name] = Signature(name, metric.name, metric.title, pairing, verdict, findings, why, metric.check)

@@ -65,7 +65,9 @@ def test_its_p_counts_for_itself_alone(monkeypatch):
     families = []
     monkeypatch.setattr("rcprobe.signatures.holm", lambda p: families.append(set(p)) or {})
     found = {"routing": (synthetic.METRICS[1], "same_target", ()), "knockout": (METRIC, "swapped", ())}
-    judged = judge_all(found, replicate="fact", identities={}, not_trained="no", skipped={})
+    judged = judge_all(
+        found, replicate="fact", identities={}, not_trained={"same_target": "no", "swapped": "no"}, skipped={}
+    )
     assert families == [{"routing"}]
     assert [signature.check for signature in judged.values()] == [False, True]
 

@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import rcprobe
 from rcprobe import Dataset, Fact, TrainConfig
 from rcprobe.errors import UsageError
 from rcprobe.metrics import Metric
+from rcprobe.plugins import registry
 from rcprobe.probe import one_per_distance
 from rcprobe.report.report import SeedRun, build
 
@@ -101,10 +103,25 @@ def test_a_seed_that_sticks_is_named_and_stays_in_the_average():
 
     found = judged(1.0, 0.95, 0.1)
     assert [note for note in found.notes if "stuck" in note] == [
-        "seed 2 is stuck: forward accuracy 10% (52 letters), the bar is 90%; it stays in every average"
+        "seed 2 is stuck: forward accuracy 10% (52 letters, same_target), the bar is 90%; it stays in every average"
     ]
     assert len(found.accuracy["same_target"]["52 letters"]) == 3
     assert judged(0.05, 0.05, 0.05).notes  # all under five times chance
+
+
+def test_each_pairing_is_judged_by_its_own_forward_queries():
+    """Filling in b after a may be learned, and a before b not, though training showed both in one order."""
+    metrics = [registry().get("metrics", "gradient_alignment")]
+    (run,) = rcprobe.run(rcprobe.load("radd", options=OPTIONS), SMALL, train=TrainConfig(steps=1), metrics=metrics).runs
+    known = {"same_target": {"52 letters": (0.0, 0.0)}, "swapped": {"52 letters": (0.94, 0.0)}}
+    steps = tuple(replace(step, accuracy=known) for step in run.steps)
+    found = build(SMALL, metrics, [replace(run, steps=steps)], chance=1 / 49152, identities={}, info={})
+    verdicts = {signature.pairing: signature.verdict for signature in found.signatures.values()}
+    assert verdicts == {"same_target": "not trained", "swapped": "undefined"}  # one seed is too few
+    notes = [note for note in found.notes if "stuck" in note]
+    assert notes == [
+        "seed 0 is stuck: forward accuracy 0% (52 letters, same_target), the bar is 0.01%; it stays in every average"
+    ]
 
 
 def rcprobe_conditions():

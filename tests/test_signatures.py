@@ -26,7 +26,7 @@ def metric(*conditions):
 
 
 def judged(found, replicate="fact", name="metric", **others):
-    settings = {"replicate": replicate, "identities": {}, "not_trained": "", "skipped": {}, **others}
+    settings = {"replicate": replicate, "identities": {}, "not_trained": {}, "skipped": {}, **others}
     conditions = tuple(f.condition for f in found)
     return judge_all({name: (metric(*conditions), "same_target", found)}, **settings)[name]
 
@@ -114,7 +114,7 @@ def test_what_goes_before_the_numbers():
     found = find(metric(MEAN), last, last, "fact")
     assert judged(found, identities={"metric": "by construction"}).verdict == "identity"
     assert judged(found, name="metric (swapped)", identities={"metric": "by construction"}).verdict == "present"
-    assert judged(found, not_trained="too low").verdict == "not trained"
+    assert judged(found, not_trained={"same_target": "too low", "swapped": ""}).verdict == "not trained"
     assert judged(found, skipped={"metric": "no layers"}).why == "no layers"
 
 

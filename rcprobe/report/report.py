@@ -4,13 +4,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rcprobe.errors import UsageError
-from rcprobe.facts import Dataset
+from rcprobe.facts import Dataset, Pairing
 from rcprobe.files import strict
 from rcprobe.measured import Measured, Step
 from rcprobe.metrics import Metric
@@ -223,7 +223,7 @@ def build(
 ) -> Report:
     """Judge what seeds measured. ``chance`` is the accuracy of guessing in the reading that decides the gate."""
     finished = [run for run in runs if run.failure is None]
-    gate = _Gate(dataset, finished, chance)
+    gates = {pairing: _Gate(dataset, finished, chance, pairing) for pairing in get_args(Pairing)}
     found, skipped = {}, {}
     for metric in metrics:
         for pairing in metric.pairings if metric.conditions else ():
@@ -237,10 +237,15 @@ def build(
                 skipped[name] = reasons.get(f"{metric.name} ({pairing})", "no seed finished")
             found[name] = (metric, pairing, findings)
     signatures = judge_all(
-        found, replicate=dataset.replicate, identities=identities, not_trained=gate.failed, skipped=skipped
+        found,
+        replicate=dataset.replicate,
+        identities=identities,
+        not_trained={pairing: gate.failed for pairing, gate in gates.items()},
+        skipped=skipped,
     )
     notes = [*dataset.notes, *_several(dataset)]
-    notes += [f"seed {run.seed} failed: {run.failure}" for run in runs if run.failure] + gate.notes
+    notes += [f"seed {run.seed} failed: {run.failure}" for run in runs if run.failure]
+    notes += dict.fromkeys(note for gate in gates.values() for note in gate.notes)
     judged = {f"{metric.name} ({pairing})" for metric, pairing, _ in found.values()}
     left_out = finished[0].steps[-1].skipped if finished else {}
     notes += [f"{name} was not measured: {reason}" for name, reason in left_out.items() if name not in judged]
@@ -285,11 +290,16 @@ def _several(dataset: Dataset) -> list[str]:
 
 
 class _Gate:
-    """Whether forward facts were learned at all: 90 % of the run's best forward accuracy, and 5 × chance."""
+    """Whether a pairing's forward queries were learned at all: 90 % of the run's best accuracy on them, and 5 × chance.
 
-    def __init__(self, dataset: Dataset, runs: Sequence[SeedRun], chance: float) -> None:
+    A model may know one of them alone: one that fills in b may not fill in a, even in the order of training.
+    """
+
+    def __init__(self, dataset: Dataset, runs: Sequence[SeedRun], chance: float, pairing: Pairing) -> None:
         reading = next(iter(dataset.readings), FULL)
-        forward = {run.seed: [_forward(step, reading) for step in run.steps] for run in runs}
+        pairing = _asked(runs, reading, pairing)
+        forward = {run.seed: [_forward(step, reading, pairing) for step in run.steps] for run in runs}
+        named = f"{reading}, {pairing}"
         best = max(
             (value for values in forward.values() for value in values if not math.isnan(value)),
             default=math.nan,
@@ -298,9 +308,9 @@ class _Gate:
         final = {seed: values[-1] for seed, values in forward.items() if values}
         stuck = [seed for seed, value in final.items() if not value >= bar]
         self.notes = [
-            f"seed {seed}: forward accuracy is undefined ({reading})"
+            f"seed {seed}: forward accuracy is undefined ({named})"
             if math.isnan(final[seed])
-            else f"seed {seed} is stuck: forward accuracy {final[seed]:.0%} ({reading}), the bar is {bar:.0%}; "
+            else f"seed {seed} is stuck: forward accuracy {final[seed]:.0%} ({named}), the bar is {100 * bar:.2g}%; "
             "it stays in every average"
             for seed in stuck
             if len(forward[seed]) > 1  # who wasn't trained isn't stuck
@@ -310,18 +320,20 @@ class _Gate:
         if not final:
             self.failed = "no seed finished"
         elif math.isnan(median):
-            self.failed = f"forward accuracy is undefined ({reading})"
+            self.failed = f"forward accuracy is undefined ({named})"
         elif not median >= bar:
-            self.failed = f"median forward accuracy {median:.0%} ({reading}) is under the bar of {bar:.0%}"
+            self.failed = f"median forward accuracy {median:.0%} ({named}) is under the bar of {100 * bar:.2g}%"
 
 
-def _forward(step: Step, reading: str) -> float:
-    """Forward accuracy in the reading: same target where the model can be asked so, else swapped."""
-    for pairing in ("same_target", "swapped"):
-        value = step.accuracy.get(pairing, {}).get(reading, (math.nan, math.nan))[0]
-        if not math.isnan(value):
-            return value
-    return math.nan
+def _asked(runs: Sequence[SeedRun], reading: str, pairing: Pairing) -> Pairing:
+    """The pairing, or the other one where no model was asked so."""
+    steps = [step for run in runs for step in run.steps]
+    known = [p for p in get_args(Pairing) if any(not math.isnan(_forward(step, reading, p)) for step in steps)]
+    return pairing if pairing in known or not known else known[0]
+
+
+def _forward(step: Step, reading: str, pairing: Pairing) -> float:
+    return step.accuracy.get(pairing, {}).get(reading, (math.nan, math.nan))[0]
 
 
 def _pick(step: Step, metric: str, pairing: str) -> Measured | None:
