@@ -145,7 +145,8 @@ def _undecided(findings: Sequence[Finding], adjusted_p: float) -> str:
 
 
 def _interval(e: Estimate) -> str:
-    return f"[{e.low:.2f}, {e.high:.2f}]".replace("-", "−")
+    low, high = (round(value, 2) + 0.0 for value in (e.low, e.high))  # never −0.00
+    return f"[{low:.2f}, {high:.2f}]".replace("-", "−")
 
 
 def _undefined(condition: Condition, replicate: str) -> Finding:

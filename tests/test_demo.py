@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from io import StringIO
 
 import pytest
@@ -6,7 +7,9 @@ from rich.console import Console
 
 from rcprobe.errors import UsageError
 from rcprobe_plugins.studies.demo import MODELS, command, run_demo
-from rcprobe_plugins.studies.demo_output import print_demo
+from rcprobe_plugins.studies.demo_output import EVERYTHING, LETTERS, print_demo, table
+
+WIDE = {reading: ((0.47, 0.06), (0.54, 0.24)) for reading in (LETTERS, EVERYTHING)}  # as wide as a trained demo's
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +42,14 @@ def test_an_untrained_demo_says_so_and_claims_nothing(reports):
     assert re.search(r"\bpresent\b", answer) is None
     assert "not trained" in answer
     assert "…" not in text
+
+
+def test_a_table_of_eighty_columns_keeps_its_right_border(reports):
+    found = {label: replace(report, accuracy={"swapped": WIDE}) for label, report in reports.items()}
+    console = Console(width=80, file=StringIO())
+    console.print(table(found))
+    rows = console.file.getvalue().splitlines()
+    assert {line[-1] for line in rows} == set("┓┃┩│┤┘")
 
 
 def test_no_seeds_are_refused():

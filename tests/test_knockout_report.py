@@ -79,13 +79,13 @@ def test_a_check_changes_no_signature(report):
 def test_every_output_says_that_it_is_no_signature(report, capsys):
     print_report(report)
     said = " ".join(capsys.readouterr().out.split())
-    assert "route_knockout: a causal check, not one of the signatures" in said
+    assert "knockout (swapped): a causal check, not one of the signatures" in said
     assert "knockout, causal check (swapped)" in to_markdown(report)
     answer = plain.answer(report)
     assert "Beside the signatures, a causal check: Knockout: absent." in answer
     shown = report._repr_html_()
     assert "knockout, causal check" in shown
-    assert "route_knockout: a causal check, not one of the signatures" in shown
+    assert "knockout (swapped): a causal check, not one of the signatures" in shown
     assert "a causal check, not one of the signatures" in verdicts(report)["route_knockout"]
     assert not any("causal check" in verdicts(report)[name] for name, s in report.signatures.items() if not s.check)
     text = page(report)
