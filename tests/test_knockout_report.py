@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -95,7 +96,10 @@ def test_every_output_says_that_it_is_no_signature(report, capsys):
 
 def test_the_figure_has_all_at_once_each_layer_and_each_head(report):
     data = knockouts(report)
-    assert data.key in [figure.key for figure in figures(report)]
+    made = figures(report)
+    assert data.key in [figure.key for figure in made]
+    page = (Path(__file__).parent.parent / "docs" / "report.md").read_text(encoding="utf-8")
+    assert [figure.title for figure in made if f"**{figure.title.rstrip('?')}" not in page] == []
     whole, forward, reverse, forward_map, reverse_map = data.panels
     assert [p.value for p in whole.series[0].points] == pytest.approx([3.0, 0.2], abs=0.05)
     assert [p.value for p in whole.series[1].points] == pytest.approx([0.5, 0.4], abs=0.05)

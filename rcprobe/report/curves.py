@@ -54,8 +54,7 @@ def probability(report: Report) -> FigureData:
             if all(column in m.columns for measured in steps.values() for m in measured)
         ]
         if series:
-            title = f"{visible(reading)}\n{asked}"
-            panels.append(Curves(title, STEP, "probability", tuple(series), "log"))
+            panels.append(Curves(f"{visible(reading)}\n{asked}", STEP, "probability", tuple(series), "log"))
     says = ""
     if panels:
         ends = [
