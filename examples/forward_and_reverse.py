@@ -29,7 +29,7 @@ def main(folder: Path, steps: int = 1000, seeds: int = 5) -> None:
         m = rcprobe.load(model, options=options)
         report = rcprobe.run(m, letters, seeds=seeds, train=train, metrics=["reverse_probability"])
         figure = probability(report)
-        [panel] = [panel for panel in figure.panels if panel.title == READING]
+        [panel] = [panel for panel in figure.panels if panel.title.startswith(READING)]
         panels.append(replace(panel, title=title))
     write_figures([replace(figure, panels=tuple(panels))], folder, formats=["svg"])
 

@@ -40,7 +40,8 @@ def new_plugin(name: str, kind: str, folder: str | Path | None = None) -> list[P
     """Write a package ``name`` that adds a plugin of a kind (``STARTS``) of that name; the files, in a new folder.
 
     The folder is ``name`` with dashes where none is given. Raises ``UsageError`` for a name that is no identifier of
-    lower-case letters, or that is taken, and for a folder that holds anything; nothing is written then.
+    lower-case letters, digits and single underscores, or is taken, and for a folder that holds anything; nothing is
+    written then.
     """
     if kind not in STARTS:
         raise UsageError(f"kind {kind!r}; use one of {', '.join(STARTS)}")

@@ -133,7 +133,20 @@ def _verdict(findings: Sequence[Finding], adjusted_p: float, replicate: str) -> 
     if few < minimum:
         unit = "seeds" if replicate == "seed" else "clusters of facts"
         return "undefined", f"{few} {unit}; a verdict needs {minimum}"
-    return judge([f.estimate for f in findings], adjusted_p, minimum=minimum), ""
+    verdict = judge([f.estimate for f in findings], adjusted_p, minimum=minimum)
+    return verdict, _undecided(findings, adjusted_p) if verdict == "inconclusive" else ""
+
+
+def _undecided(findings: Sequence[Finding], adjusted_p: float) -> str:
+    """Which conditions left a verdict open: those whose interval holds the margin, or else the p that is too large."""
+    open_ones = [f for f in findings if f.estimate.low <= f.estimate.margin]
+    said = [f"{f.condition.label}: {_interval(f.estimate)} holds the margin {f.estimate.margin:g}" for f in open_ones]
+    return "; ".join(said) or f"p is {adjusted_p:.2g}"
+
+
+def _interval(e: Estimate) -> str:
+    low, high = (round(value, 2) + 0.0 for value in (e.low, e.high))  # never −0.00
+    return f"[{low:.2f}, {high:.2f}]".replace("-", "−")
 
 
 def _undefined(condition: Condition, replicate: str) -> Finding:

@@ -474,7 +474,8 @@ def test_every_format_is_written_without_the_paths_of_this_machine(kept, tmp_pat
         assert done.code is None, done.err
         assert done.out.startswith(start)
         assert str(kept) not in done.out
-    assert call("compare", *runs, "--out", str(tmp_path / "new")).code is None
+    page = call("compare", *runs, "--out", str(tmp_path / "new"))
+    assert (page.code, page.out, page.err) == (None, "", f"wrote {tmp_path / 'new' / 'compare.html'}\n")
     assert call("compare", *runs, "--format", "latex", "--out", str(tmp_path / "x.txt")).code is None
     html = (tmp_path / "new" / "compare.html").read_text()
     assert html.startswith("<!doctype html>")

@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from io import StringIO
 
 import pytest
@@ -6,7 +7,9 @@ from rich.console import Console
 
 from rcprobe.errors import UsageError
 from rcprobe_plugins.studies.demo import MODELS, command, run_demo
-from rcprobe_plugins.studies.demo_output import print_demo
+from rcprobe_plugins.studies.demo_output import print_demo, table
+
+WIDE = ((7.77, 5.96, 9.58), (8.86, 6.67, 11.05), (2.36, 1.28, 3.44))  # a trained demo's storage, with intervals
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +42,19 @@ def test_an_untrained_demo_says_so_and_claims_nothing(reports):
     assert re.search(r"\bpresent\b", answer) is None
     assert "not trained" in answer
     assert "…" not in text
+
+
+def test_a_table_of_eighty_columns_keeps_its_right_border(reports):
+    found = {}
+    for (label, report), (value, low, high) in zip(reports.items(), WIDE, strict=True):
+        (finding,) = report.signatures["storage"].findings
+        wide = replace(finding, estimate=replace(finding.estimate, value=value, low=low, high=high))
+        storage = replace(report.signatures["storage"], findings=(wide,))
+        found[label] = replace(report, signatures={**report.signatures, "storage": storage})
+    console = Console(width=80, file=StringIO())
+    console.print(table(found))
+    rows = console.file.getvalue().splitlines()
+    assert {line[-1] for line in rows} <= set("┓┃┩│┤┘")
 
 
 def test_no_seeds_are_refused():

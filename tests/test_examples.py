@@ -2,31 +2,63 @@
 
 import re
 import runpy
+from dataclasses import replace
 from pathlib import Path
+
+import rcprobe
+from rcprobe.report.curves import accuracy
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
 
 
 def python(page):
-    """The one block of Python that a page shows."""
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+    """The last block of Python that a page shows, most often its one."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)[-1]
+
+
+def shortened(block, changes):
+    """The block with what takes long made short."""
+    for long, short in changes.items():
+        assert long in block
+        block = block.replace(long, short)
     return block
 
 
 def test_the_readme_in_fewer_steps(capsys):
-    block = python("README.md")
-    for long, short in {
-        "steps=800, probe_every=400": "steps=2",
-        "seeds=5": "seeds=1",
-        '"length": 4': '"length": 2',
-    }.items():
-        assert long in block
-        block = block.replace(long, short)
+    changes = {"steps=800, probe_every=400": "steps=2", "seeds=5": "seeds=1", '"length": 4': '"length": 2'}
+    block = shortened(python("README.md"), changes)
     exec(compile(block, "README.md", "exec"), {})
     out = capsys.readouterr().out
     assert "storage not trained" in out
     assert "forward" in out
+
+
+def one_panel(figure):
+    return replace(figure, panels=figure.panels[:1])
+
+
+def test_the_page_and_figures_of_a_report_in_fewer_steps(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("rcprobe.report.html.figures", lambda report: [])
+    monkeypatch.setattr("rcprobe.report.figures.figures", lambda report: [one_panel(accuracy(report))])
+    changes = {
+        "steps=1500, probe_every=150": "steps=2",
+        "seeds=5": "seeds=1",
+        '"letters"': 'letters, metrics=["storage"]',
+    }
+    letters = rcprobe.load_dataset("letters", {"length": 2})
+    exec(compile(shortened(python("docs/report.md"), changes), "docs/report.md", "exec"), {"letters": letters})
+    assert {"accuracy.csv", "accuracy.pdf"} <= {path.name for path in (tmp_path / "figures").iterdir()}
+    assert (tmp_path / "alibi.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert "storage" in capsys.readouterr().out
+
+
+def test_the_course_of_accuracy_in_fewer_steps():
+    changes = {"steps=1000": "steps=2", "probe_every=500": "probe_every=1", "seeds=5": "seeds=1"}
+    space = {}
+    exec(compile(shortened(python("docs/tutorial.md"), changes), "docs/tutorial.md", "exec"), space)
+    assert set(space["swapped"]["step"]) == {0, 1, 2}
 
 
 def test_facts_and_a_metric_of_ones_own(capsys):

@@ -1,11 +1,14 @@
 """The report's page: its text as somebody reads it, and its life in a browser."""
 
 import base64
+import csv
+import io
 import json
 import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 
@@ -21,6 +24,7 @@ from rcprobe.report.export import to_csv, to_latex, to_markdown
 from rcprobe.report.fact_table import fact_table
 from rcprobe.report.figures import figures, save_figures
 from rcprobe.report.html import page
+from rcprobe.report.plain import answer
 from rcprobe.visible import visible
 
 HOSTILE = {
@@ -90,8 +94,10 @@ def test_the_answer_comes_first_with_verdict_strength_and_control(read):
         "Asked forward, the model is right 100% of the time; asked in reverse, 50% (rivals: full vocabulary)." in start
     )
     assert "Storage, routing, dynamics and outcome: present." in start
-    assert re.search(r"routing present .* 0\.8\d \[0\.\d\d, 0\.\d\d\] \(correlation\), against facts shuffled", start)
-    assert re.search(r"outcome present .* (2\.9|3\.0)\d \[.*\] nats, against other trained answers", start)
+    assert re.search(
+        r"routing same target present .* 0\.8\d \[0\.\d\d, 0\.\d\d\] \(correlation\), against facts shuffled", start
+    )
+    assert re.search(r"outcome swapped present .* (2\.9|3\.0)\d \[.*\] nats, against other trained answers", start)
     assert "Trained, forward Person 0 was born in Town 0." in start
     assert "Never trained, reverse Town 0 is the birthplace of Person 0." in start
 
@@ -99,14 +105,46 @@ def test_the_answer_comes_first_with_verdict_strength_and_control(read):
 def test_every_figure_has_panels_a_finding_and_a_description(read, html):
     assert len(read.images) == 9
     assert all("The numbers follow" in label for label in read.images)
-    assert "From the first step to the last: forward query 0.01 → 0.8" in read.text
-    assert "At the last step (full vocabulary): forward query 100%; reverse query 50%." in read.text
+    asked = "(full vocabulary{} forward asks for b, reverse for a)"
+    assert f"From the first step to the last {asked.format(';')}: forward query 0.01 → 0.8" in read.text
+    assert f"At the last step {asked.format(',')}: forward query 100%; reverse query 50%." in read.text
     assert "At the last step, where both queries ask for a: 0.4" in read.text
     tables = re.findall(r'download="(\w+)\.csv" href="data:text/csv;base64,([^"]*)"', html)
     assert [key for key, _ in tables] == ["probability", "accuracy", "distance", "heads", "cosine", "transfer"]
-    first = base64.b64decode(tables[0][1]).decode().splitlines()
-    assert first[0] == "panel,series,training step,seed,value,low,high"
-    assert first[1].startswith("full vocabulary,forward query,0.0,all,0.00")
+    first = list(csv.DictReader(io.StringIO(base64.b64decode(tables[0][1]).decode())))
+    assert list(first[0]) == ["panel", "series", "training step", "seed", "value", "low", "high"]
+    assert first[0]["panel"].splitlines() == ["full vocabulary", "forward asks for b, reverse for a"]
+    assert first[0]["value"].startswith("0.00")
+    assert re.search(r"<td>forward query</td><td>0</td><td>all</td><td>0.00[1-9]\d\d?</td>", html)
+
+
+def test_a_metric_of_ones_own_has_its_pairing_and_says_what_is_not_judged(report):
+    found = report.signatures["gradient_alignment"].findings[0]
+    beside = replace(found, condition=replace(found.condition, label="aside", judged=False))
+    other = replace(report.signatures["attention_correlation"], title="mine", pairing="swapped")
+    first = replace(report.signatures["gradient_alignment"], title="mine", findings=(beside, found))
+    own = replace(report, runs=(), transfer=(), signatures={"mine": first, "mine (swapped)": other})
+    text = Reader(page(own)).text
+    assert re.search(r"mine same target present a measure of its own 0\.\d.* against its control", text)
+    assert re.search(r"mine swapped present a measure of its own 0\.8.* against facts shuffled", text)
+    assert "beside it: aside" in text
+    assert text.count("shown beside, not judged.") == 1
+    assert text.count("the margin is 0.02.") == 1
+    assert "control 0.1" in text
+    assert re.search(r"beside it: aside \| 0\.\d+ cosine \| 0[^|]* \|  \|", to_markdown(own)), "it has no margin"
+
+
+def test_the_accuracy_figure_begins_with_the_reading_of_the_answer(report):
+    dataset = Dataset("towns", synthetic.facts(25), {"few": lambda query: ()})
+    run = synthetic.seed_run(0, synthetic.table(25))
+    steps = tuple(
+        replace(step, accuracy={"swapped": {"full vocabulary": (0.5, 0.1), "few": (1.0, 0.8)}}) for step in run.steps
+    )
+    found = synthetic.judged(dataset, [replace(run, steps=steps)])
+    drawn = figures(found)[1]
+    assert drawn.says.startswith("At the last step (few, ")
+    assert drawn.panels[0].title.startswith("few\n")
+    assert "(rivals: few" in answer(found)[0]
 
 
 def test_ids_are_unique_and_headings_step_down_by_one(read, html):
@@ -204,7 +242,7 @@ def test_all_excluded_and_why():
 
 def test_a_single_step_is_drawn_as_points_and_growth_has_no_value():
     text = Reader(page(synthetic.report(count=25, seeds=1, steps=(0,)))).text
-    assert "At the only step: forward query 0.01" in text
+    assert "At the only step (full vocabulary; forward asks for b, reverse for a): forward query 0.01" in text
     assert "No value: growth needs two probed steps." in text
 
 
@@ -279,7 +317,8 @@ def test_a_kept_run_gives_its_page_and_the_command_that_repeats_it(tmp_path):
         done = call("report", run, "--format", kind)
         assert done.code is None, done.err
         assert done.out.startswith(start)
-    assert call("report", run, "--out", str(tmp_path / "x.html")).code is None
+    done = call("report", run, "--out", str(tmp_path / "x.html"))
+    assert (done.code, done.out, done.err) == (None, "", f"wrote {tmp_path / 'x.html'}\n")
     assert Reader((tmp_path / "x.html").read_text()).text == text
     shutil.copytree(run, tmp_path / "again")
     both = call("compare", run, str(tmp_path / "again"), "--format", "md")

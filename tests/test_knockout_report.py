@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -81,13 +82,13 @@ def test_a_check_changes_no_signature(report):
 def test_every_output_says_that_it_is_no_signature(report, capsys):
     print_report(report)
     said = " ".join(capsys.readouterr().out.split())
-    assert "route_knockout: a causal check, not one of the signatures" in said
+    assert "knockout (swapped): a causal check, not one of the signatures" in said
     assert "knockout, causal check (swapped)" in to_markdown(report)
     answer = plain.answer(report)
     assert "Beside the signatures, a causal check: Knockout: absent." in answer
     shown = report._repr_html_()
     assert "knockout, causal check" in shown
-    assert "route_knockout: a causal check, not one of the signatures" in shown
+    assert "knockout (swapped): a causal check, not one of the signatures" in shown
     assert "a causal check, not one of the signatures" in verdicts(report)["route_knockout"]
     assert not any("causal check" in verdicts(report)[name] for name, s in report.signatures.items() if not s.check)
     text = page(report)
@@ -97,7 +98,10 @@ def test_every_output_says_that_it_is_no_signature(report, capsys):
 
 def test_the_figure_has_all_at_once_each_layer_and_each_head(report):
     data = knockouts(report)
-    assert data.key in [figure.key for figure in figures(report)]
+    made = figures(report)
+    assert data.key in [figure.key for figure in made]
+    page = (Path(__file__).parent.parent / "docs" / "report.md").read_text(encoding="utf-8")
+    assert [figure.title for figure in made if f"**{figure.title.rstrip('?')}" not in page] == []
     whole, forward, reverse, forward_map, reverse_map = data.panels
     assert [p.value for p in whole.series[0].points] == pytest.approx([3.0, 0.2], abs=0.05)
     assert [p.value for p in whole.series[1].points] == pytest.approx([0.5, 0.4], abs=0.05)

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -41,7 +42,10 @@ def noise(seed, shift=0.0, shape=(FACTS * TEMPLATES,)):
     return np.random.default_rng(seed).normal(shift, 0.1, shape)
 
 
-@pytest.mark.parametrize(("shift", "verdict"), [(0.5, "present"), (-0.5, "absent"), (0.02, "inconclusive")])
+OPEN = ("inconclusive", "x over control: [−0.01, 0.04] holds the margin 0.02")
+
+
+@pytest.mark.parametrize(("shift", "verdict"), [(0.5, ("present", "")), (-0.5, ("absent", "")), (0.02, OPEN)])
 def test_a_mean_over_facts_is_judged_by_its_interval(shift, verdict):
     last = [measured(0, 1, {"x": noise(1, shift), "control": noise(2)})]
     (finding,) = find(metric(MEAN), last, last, "fact")
@@ -49,7 +53,8 @@ def test_a_mean_over_facts_is_judged_by_its_interval(shift, verdict):
     assert finding.estimate.value == pytest.approx(per_fact.mean())
     assert finding.estimate.n == FACTS
     assert finding.control == pytest.approx(last[0].columns["control"].mean())
-    assert judged((finding,)).verdict == verdict
+    signature = judged((finding,))
+    assert (signature.verdict, signature.why) == verdict
 
 
 def test_growth_counts_from_the_first_step_and_is_undefined_without_one():
@@ -123,6 +128,13 @@ def test_all_conditions_must_hold():
     found = find(metric(SIZE, MEAN), last, last, "fact")
     assert found[0].estimate.low > SIZE.margin
     assert judged(found).verdict != "present"
+
+
+def test_where_every_interval_is_clear_of_its_margin_the_p_left_it_open():
+    last = [measured(0, 1, {"x": noise(1, 0.5), "control": noise(2)})]
+    (finding,) = find(metric(MEAN), last, last, "fact")
+    found = judged((replace(finding, estimate=replace(finding.estimate, p=0.07)),))
+    assert (found.verdict, found.why) == ("inconclusive", "p is 0.07")
 
 
 def test_a_metric_with_nothing_to_judge_is_refused():

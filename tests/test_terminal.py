@@ -1,9 +1,11 @@
 """What is printed on a terminal: names from outside neither end a markup that isn't theirs nor steer it."""
 
 from dataclasses import replace
+from io import StringIO
 
 import pytest
 import synthetic
+from rich.console import Console
 from test_cli import call
 
 from rcprobe.report.terminal import print_report
@@ -39,6 +41,21 @@ def test_names_from_outside_are_printed_as_they_are_and_steer_nothing(capsys):
         assert line in said
     assert "among" in said
     assert said.count("⟨U+001B⟩") >= 7
+
+
+def test_a_narrow_table_splits_no_word_of_ours_and_the_lines_below_name_signatures_as_it_does():
+    plain = synthetic.report(count=12, seeds=1, steps=(0, 100), info=NAMES)
+    names = ("routing", "dynamics")
+    found = (s for s in plain.signatures.values() if s.title in names)
+    shared = {s.metric: replace(s, verdict="inconclusive", why="p is 0.07") for s in found}
+    console = Console(file=StringIO(), width=80, highlight=False)
+    print_report(replace(plain, signatures=shared, info={**NAMES, "train": None}), console)
+    said = console.file.getvalue()
+    rows = [line for line in said.splitlines() if line.startswith("│")]
+    assert {len(line) for line in rows[1:]} == {80}
+    assert said.count("inconclusive │") == 2
+    assert said.count("│ (same_target) │") == 2
+    assert "routing (same_target) and dynamics (same_target): inconclusive, p is 0.07\n" in said
 
 
 @pytest.mark.parametrize("command", [("runs", "show"), ("runs", "list")])

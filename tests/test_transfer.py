@@ -221,6 +221,19 @@ def test_a_report_says_shows_and_keeps_it(report, tmp_path, capsys, monkeypatch)
     assert load_report(Kept()).transfer == report.transfer
 
 
+def test_a_reason_common_to_all_is_said_once_and_what_cannot_be_asked_is_not_drawn(report):
+    why = "3 seeds; it needs 5"
+    apart = replace(report, transfer=tuple(replace(p, why=why if p.outcome == LOG_P else "") for p in report.transfer))
+    assert lines(apart)[1].endswith(f"step 200: {COSINE} can't be asked ({why}).")
+    right, log_p = foretold(apart).panels
+    assert all(p.value == p.value for p in right.series[0].points)
+    assert all(p.value != p.value for p in log_p.series[0].points)
+    none = replace(report, transfer=tuple(replace(p, why=why) for p in report.transfer))
+    assert lines(none) == [f"Which facts transfer by their signatures can't be asked: {why}."]
+    assert foretold(none).panels == ()
+    assert foretold(none).missing == f"it can't be asked ({why})"
+
+
 def test_nothing_is_said_where_nothing_was_measured():
     nothing = synthetic.large(10)
     assert nothing.transfer == ()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rcprobe.commands.output import say
 from rcprobe.errors import UsageError
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def compare_command(
         return
     make_folder(path.parent)
     write_bytes(path, text.encode())
+    say(f"wrote {path}", err=True)
 
 
 def _target(format: Format | None, out: str | None) -> tuple[Format | None, Path | None]:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from rcprobe.commands.output import say
 from rcprobe.errors import UsageError
 
 
@@ -45,3 +46,4 @@ def report_command(
     if path.is_dir():
         raise UsageError(f"{path}: is a folder; name a file")
     write_bytes(path, text.encode())
+    say(f"wrote {path}", err=True)

@@ -84,7 +84,7 @@ def probabilities(groups: Sequence[Group]) -> FigureData:
         own: list[Curves] = []
         for run in group.runs:
             drawn = probability(run.report).panels
-            read = [p for p in drawn if p.title == visible(group.reading)] or list(drawn[:1])
+            read = [p for p in drawn if p.title.splitlines()[0] == visible(group.reading)] or list(drawn[:1])
             own += [_titled(p, run, f"{group.label}, {p.title}") for p in read if isinstance(p, Curves)]
         panels += _shared(own)
     how = (

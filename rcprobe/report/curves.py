@@ -38,6 +38,7 @@ def probability(report: Report) -> FigureData:
     if not found:
         return FigureData("probability", title, "", "", missing="no metric measured probabilities both ways")
     steps = by_step(report, *found[0])
+    asked = PAIRINGS.get(found[0][1], found[0][1])
     readings = [FULL, *(r for r in report.dataset.readings if r != FULL)]
     panels = []
     for reading in readings:
@@ -53,14 +54,15 @@ def probability(report: Report) -> FigureData:
             if all(column in m.columns for measured in steps.values() for m in measured)
         ]
         if series:
-            panels.append(Curves(visible(reading), STEP, "probability", tuple(series), "log"))
+            panels.append(Curves(f"{visible(reading)}\n{asked}", STEP, "probability", tuple(series), "log"))
     says = ""
     if panels:
         ends = [
             f"{s.label} {_probability(s.points[0])}" + f" → {_probability(s.points[-1])}" * (len(s.points) > 1)
             for s in panels[0].series
         ]
-        says = ("From the first step to the last: " if len(steps) > 1 else "At the only step: ") + "; ".join(ends) + "."
+        when = "From the first step to the last" if len(steps) > 1 else "At the only step"
+        says = f"{when} ({visible(readings[0])}; {asked}): {'; '.join(ends)}."
     how = (
         "How much probability the model gives the right answer (geometric mean over facts, a logarithmic axis). "
         "Training shows forward statements only. If reverse rises with forward, and above the control, what was "
@@ -74,7 +76,8 @@ def accuracy(report: Report) -> FigureData:
     runs = finished(report)
     panels = []
     kinds = dict.fromkeys((p, r) for run in runs for s in run.steps for p, found in s.accuracy.items() for r in found)
-    for pairing, reading in sorted(kinds, key=lambda kind: kind[0] != "swapped"):
+    first = next(iter(report.dataset.readings), FULL)  # the one that decides, and that the answer names
+    for pairing, reading in sorted(kinds, key=lambda kind: (kind[0] != "swapped", kind[1] != first)):
         panels.append(accuracy_panel(report, pairing, reading))
     how = (
         "The share of questions whose right answer beats every rival (a tie is wrong). Titles say which answers "
@@ -84,10 +87,8 @@ def accuracy(report: Report) -> FigureData:
     if not panels:
         return FigureData("accuracy", title, "", how, missing="no step of a finished seed measured accuracy")
     ends = [f"{s.label} {_share(s.points[-1])}" for s in panels[0].series]
-    says = (
-        f"At the last step ({visible(next(iter(kinds))[1]) if len(kinds) == 1 else panels[0].title.splitlines()[0]}): "
-    )
-    return FigureData("accuracy", title, says + "; ".join(ends) + ".", how, tuple(panels))
+    says = f"At the last step ({', '.join(panels[0].title.splitlines())}): {'; '.join(ends)}."
+    return FigureData("accuracy", title, says, how, tuple(panels))
 
 
 def accuracy_panel(report: Report, pairing: str, reading: str) -> Curves:

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Sequence
 
+from rcprobe.report import words
 from rcprobe.report.report import Report
 from rcprobe.report.tables import csv_text, results
 from rcprobe.visible import visible
@@ -36,7 +37,7 @@ def to_csv(report: Report) -> str:
 
 def to_markdown(report: Report) -> str:
     """The results as a table in Markdown, with what a reader must know above it."""
-    whys = [f"{visible(s.title)}: {s.verdict}, {visible(s.why)}" for s in report.signatures.values() if s.why]
+    whys = [visible(line) for line in words.reasons(report.signatures.values())]
     parts = [f"# {_markdown(_subject(report))}\n", markdown_list([visible(note) for note in report.notes])]
     parts += [markdown_table(HEADINGS, _rows(report)), markdown_list(whys)]
     return "\n".join(part for part in parts if part)
@@ -56,7 +57,7 @@ def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> st
 
 def to_latex(report: Report) -> str:
     """The results as a ``table`` for the package booktabs, notes and reasons as comments above it."""
-    comments = [*report.notes, *(f"{s.title}: {s.verdict}, {s.why}" for s in report.signatures.values() if s.why)]
+    comments = [*report.notes, *words.reasons(report.signatures.values())]
     return latex_table(_subject(report), HEADINGS, _rows(report), comments, "llrrrrl")
 
 

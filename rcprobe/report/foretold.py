@@ -1,9 +1,11 @@
 """Which facts transfer, said and drawn: each signature along training with the outcome at the end."""
 
+import math
+
 from rcprobe.report.curves import STEP
 from rcprobe.report.panels import Curves, FigureData, Point, Series, Style
 from rcprobe.report.report import Report
-from rcprobe.report.words import number
+from rcprobe.report.words import listed, number
 from rcprobe.transfer import Prediction
 
 TITLE = "Do signatures say which facts transfer?"
@@ -26,22 +28,29 @@ def foretold(report: Report) -> FigureData | None:
         series = []
         for style, name in zip(STYLES, dict.fromkeys(one.signature for one in here), strict=False):
             of = sorted((one for one in here if one.signature == name), key=lambda one: one.step)
-            points = tuple(Point(one.r, one.low, one.high) for one in of)
+            points = tuple(Point(math.nan) if one.why else Point(one.r, one.low, one.high) for one in of)
             series.append(Series(name, style, tuple(float(one.step) for one in of), points))
         panels.append(Curves(outcome, STEP, "correlation r", tuple(series)))
     reasons = dict.fromkeys(one.why for one in report.transfer if one.why)
-    known = any(one.r == one.r for one in report.transfer)
-    missing = "" if known else "; ".join(reasons)
+    known = any(not one.why for one in report.transfer)
+    missing = "" if known else f"it can't be asked ({'; '.join(reasons)})"
     return FigureData("transfer", TITLE, " ".join(lines(report)), HOW, tuple(panels) if known else (), missing)
 
 
 def lines(report: Report) -> list[str]:
-    """A sentence an outcome: what each signature of the last step says, and since when."""
+    """A sentence an outcome: what each signature of the last step says, and since when; a common reason, once."""
+    reasons = {one.why for one in report.transfer}
+    if reasons and len(reasons) == 1 and "" not in reasons:
+        return [f"Which facts transfer by their signatures can't be asked: {reasons.pop()}."]
     said = []
     for outcome in dict.fromkeys(one.outcome for one in report.transfer):
         here = [one for one in report.transfer if one.outcome == outcome]
         last = max(one.step for one in here)
-        parts = [_part(one, here) for one in here if one.step == last]
+        now = [one for one in here if one.step == last]
+        parts = [_part(one, here) for one in now if not one.why]
+        for why in dict.fromkeys(one.why for one in now if one.why):
+            names = listed([one.signature for one in now if one.why == why])
+            parts.append(f"{names} can't be asked ({why})")
         said.append(
             f"Which facts transfer ({outcome} at the end), by their signatures at step {last}: {'; '.join(parts)}."
         )
@@ -64,8 +73,6 @@ def rows(report: Report) -> list[tuple[str, ...]]:
 
 
 def _part(one: Prediction, here: list[Prediction]) -> str:
-    if one.why:
-        return f"{one.signature} can't be asked ({one.why})"
     earlier = [p.step for p in here if p.signature == one.signature and p.decision == one.decision == "predicts"]
     since = f" (first at step {min(earlier)})" if earlier and min(earlier) < one.step else ""
     return f"{one.signature} r {number(one.r)} [{number(one.low)}, {number(one.high)}], {one.decision}{since}"

@@ -101,6 +101,13 @@ def cell(value: object, kind: str = "number") -> str:
     return str(value)
 
 
+def _figure_cell(value: str | float) -> str:
+    """A figure's number under it: whole ones as they are, such as steps, others with three digits that count."""
+    if not isinstance(value, float) or math.isnan(value):
+        return cell(value)
+    return (f"{value:.0f}" if value.is_integer() else f"{value:.3g}").replace("-", "−")
+
+
 def part(name: str) -> str:
     """A file that pages are made of."""
     return (resources.files("rcprobe.report") / "page" / name).read_text(encoding="utf-8")
@@ -141,7 +148,7 @@ def _asked(report: Report) -> dict[str, Any]:
 def _card(signature: Signature) -> dict[str, Any]:
     findings = [
         {
-            "label": visible(f.condition.label),
+            "label": visible(words.label(f)),
             "said": plain.finding(f, signature),
             "value": words.interval(f),
             "strip": plain.strip(f),
@@ -181,7 +188,7 @@ def drawn(data: FigureData) -> dict[str, Any]:
         "data": data,
         "panels": panels,
         "columns": list(rows[0]) if rows else [],
-        "rows": [[cell(value) for value in row.values()] for row in rows[:FIGURE_ROWS]],
+        "rows": [[_figure_cell(value) for value in row.values()] for row in rows[:FIGURE_ROWS]],
         "count": len(rows),
         "csv": _data_uri(rows),
     }

@@ -26,9 +26,9 @@ def report_html(report: Report) -> Markup:
     if report.signatures:
         headings = ("signature", "measured", "estimate", "against", "effect", "verdict")
         parts.append(table(headings, _signatures(report)))
-    parts += [element("div", quiet(f"{n}: {words.CHECK}")) for n, s in report.signatures.items() if s.check]
-    parts += [element("div", quiet(f"{n}: {s.verdict}, {s.why}")) for n, s in report.signatures.items() if s.why]
-    parts += [element("div", quiet(f"note: {note}")) for note in report.notes]
+    signatures = report.signatures.values()
+    said = [*words.checks(signatures), *words.reasons(signatures), *(f"note: {note}" for note in report.notes)]
+    parts += [element("div", quiet(line)) for line in said]
     return element("div", *parts)
 
 

@@ -91,11 +91,11 @@ def strength(signature: Signature) -> str:
     """A signature's first finding as number and interval, and what it is held against."""
     if not signature.findings:
         return "no value"
-    first = signature.findings[0]
+    first = next(f for f in signature.findings if f.condition.judged)
     if math.isnan(first.estimate.value):
         return "no value"
     unit = {"nats": " nats", "cosine": " (cosine)", "r": " (correlation)"}.get(first.condition.unit, "")
-    against = CONTROLS.get(signature.title, "its control")
+    against = _control(first, signature) or "its control"
     if first.condition.statistic != "correlation" and math.isnan(first.control):
         against = "zero"
     return f"{words.interval(first)}{visible(unit)}, against {against}"
@@ -109,10 +109,13 @@ def meaning(signature: Signature) -> str:
 
 def question(signature: Signature) -> str:
     """What a signature asks; for one the page doesn't know, nothing."""
-    asked = QUESTIONS.get(signature.title, "") + " (A causal check, not a signature.)" * signature.check
-    if asked and signature.name != signature.metric:
-        return f"{asked} (Pairing {signature.pairing.replace('_', ' ')}.)"
-    return asked
+    return QUESTIONS.get(signature.title, "") + " (A causal check, not a signature.)" * signature.check
+
+
+def _control(found: Finding, signature: Signature) -> str:
+    """What an estimate is held against; nothing where the metric alone knows."""
+    title = "routing" if found.condition.statistic == "correlation" else signature.title
+    return CONTROLS.get(title, "")
 
 
 def finding(found: Finding, signature: Signature) -> str:
@@ -122,14 +125,16 @@ def finding(found: Finding, signature: Signature) -> str:
         return "No value: growth needs two probed steps." if e.method.startswith("growth") else "No value."
     unit = {"d_z": "standard deviations", "r": "", "cosine": ""}.get(condition.unit, condition.unit)
     sure = f" (95 % interval {words.number(e.low)} to {words.number(e.high)})" if not math.isnan(e.low) else ""
-    said = [f"{words.number(e.value)}{' ' * bool(unit)}{visible(unit)}{sure}; the margin is {condition.margin:g}."]
-    control = CONTROLS.get(signature.title, "the control")
+    asked = f"the margin is {condition.margin:g}" if condition.judged else "shown beside, not judged"
+    said = [f"{words.number(e.value)}{' ' * bool(unit)}{visible(unit)}{sure}; {asked}."]
+    control = _control(found, signature)
     if condition.statistic == "correlation":
         said.append(f"Control, {control}: {words.number(found.control)}.")
         if not math.isnan(found.start):
             said.append(f"At the first step: {words.number(found.start)}.")
     elif not math.isnan(found.control):
-        said.append(f"Matched {words.number(found.matched)}, control ({control}) {words.number(found.control)}.")
+        named = f"control ({control})" if control else "control"
+        said.append(f"Matched {words.number(found.matched)}, {named} {words.number(found.control)}.")
     else:
         said.append("Held against zero.")
     if not math.isnan(found.superior):
@@ -148,7 +153,8 @@ def strip(found: Finding) -> dict[str, Any] | None:
     if math.isnan(e.value):
         return None
     control = found.control if found.condition.statistic == "correlation" else math.nan
-    marks = [v for v in (e.value, e.low, e.high, found.condition.margin, control, 0.0) if not math.isnan(v)]
+    margin = found.condition.margin if found.condition.judged else math.nan
+    marks = [v for v in (e.value, e.low, e.high, margin, control, 0.0) if not math.isnan(v)]
     low, high = min(marks), max(marks)
     span = (high - low) or 1.0
 
@@ -159,7 +165,7 @@ def strip(found: Finding) -> dict[str, Any] | None:
         "value": place(e.value),
         "low": place(e.low),
         "high": place(e.high),
-        "margin": place(found.condition.margin),
+        "margin": place(margin),
         "control": place(control),
         "zero": place(0.0),
     }

@@ -31,12 +31,12 @@ def signature_rows(report: Report) -> list[dict[str, Any]]:
         for finding in signature.findings:
             e = finding.estimate
             numbers = _numbers(
-                measured=visible(finding.condition.label),
+                measured=visible(words.label(finding)),
                 value=e.value,
                 low=e.low,
                 high=e.high,
                 unit=visible(finding.condition.unit),
-                margin=finding.condition.margin,
+                margin=finding.condition.margin if finding.condition.judged else math.nan,
                 matched=finding.matched,
                 control=finding.control,
                 d_z=finding.d_z,

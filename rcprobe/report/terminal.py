@@ -1,5 +1,7 @@
 """A report on a terminal."""
 
+from textwrap import wrap
+
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -9,6 +11,8 @@ from rcprobe.report.foretold import lines
 from rcprobe.report.report import Report
 from rcprobe.report.shares import assumption, of_pairs, shares
 from rcprobe.visible import visible
+
+TITLE = 22  # characters of a signature's title that stand in one line
 
 
 def print_report(report: Report, console: Console | None = None) -> None:
@@ -22,12 +26,8 @@ def print_report(report: Report, console: Console | None = None) -> None:
     _say(console, f"{subject}, {seeds} seed{'s'[: seeds != 1]}, {trained}")
     console.print(accuracy_table(report))
     console.print(signature_table(report))
-    for name, signature in report.signatures.items():
-        if signature.check:
-            _say(console, f"{name}: {words.CHECK}")
-        if signature.why:
-            _say(console, f"{name}: {signature.verdict}, {signature.why}")
-    for line in lines(report):
+    signatures = report.signatures.values()
+    for line in (*words.checks(signatures), *words.reasons(signatures), *lines(report)):
         _say(console, line)
     for pairing, reasons in report.excluded.items():
         for reason, count in reasons.items():
@@ -54,9 +54,9 @@ def signature_table(report: Report) -> Table:
     """One row a condition of each signature."""
     table = Table(title="Signatures (estimate, 95 % interval)", title_justify="left")
     for column in ("signature", "measured", "estimate", "against", "effect", "verdict"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column in ("signature", "verdict"))
     for signature in report.signatures.values():
-        title = f"{_cell(words.titled(signature))}\n({_cell(signature.pairing)})"
+        title = escape("\n".join([*wrap(visible(words.titled(signature)), TITLE), f"({signature.pairing})"]))
         if not signature.findings:
             table.add_row(title, "–", "–", "–", "–", _cell(signature.verdict))
         for i, finding in enumerate(signature.findings):

@@ -1,7 +1,7 @@
 """How numbers and verdicts are said: one place, for every output."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rcprobe.report.shares import Share
 from rcprobe.signatures import Finding, Signature
@@ -54,12 +54,31 @@ def interval(finding: Finding) -> str:
 def condition(finding: Finding) -> str:
     """What is measured and the margin it must pass; what isn't judged is merely shown beside."""
     asked = finding.condition
-    return f"{asked.label} > {asked.margin:g}" if asked.judged else f"beside it: {asked.label}"
+    return f"{label(finding)} > {asked.margin:g}" if asked.judged else label(finding)
+
+
+def label(finding: Finding) -> str:
+    """What is measured; what isn't judged is merely shown beside."""
+    return finding.condition.label if finding.condition.judged else f"beside it: {finding.condition.label}"
 
 
 def titled(signature: Signature) -> str:
     """A signature's title; a causal check says that it is none."""
     return f"{signature.title}, causal check" if signature.check else signature.title
+
+
+def reasons(signatures: Iterable[Signature]) -> list[str]:
+    """Each reason behind a verdict, said once of all signatures that share it, which are named as in the tables."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for one in signatures:
+        if one.why:
+            found.setdefault((one.verdict, one.why), []).append(f"{one.title} ({one.pairing})")
+    return [f"{listed(names)}: {verdict}, {why}" for (verdict, why), names in found.items()]
+
+
+def checks(signatures: Iterable[Signature]) -> list[str]:
+    """That a causal check is none of the signatures."""
+    return [f"{one.title} ({one.pairing}): {CHECK}" for one in signatures if one.check]
 
 
 def control(finding: Finding) -> str:

@@ -35,7 +35,7 @@ def table(reports: Mapping[str, Report]) -> Table:
     shown = Table(pad_edge=False, show_lines=True)
     shown.add_column("mean (range over seeds)", max_width=27, overflow="fold")
     for label in reports:
-        shown.add_column(label.replace(", ", "\n"), min_width=17, overflow="fold")
+        shown.add_column(label.replace(", ", "\n"), min_width=16, overflow="fold")
     for reading in (LETTERS, EVERYTHING, WRITTEN):
         shown.add_row(f"accuracy, {reading}", *(_both_ways(report, reading) for report in reports.values()))
     shown.add_row(
@@ -64,9 +64,8 @@ def legend(reports: Mapping[str, Report]) -> list[str]:
         "identity: true by construction, trained or not, and so no evidence of learning.",
     ]
     for label, report in reports.items():
-        for signature in report.signatures.values():
-            if signature.verdict in ("undefined", "not trained"):
-                lines.append(f"{label}, {signature.title}: {signature.verdict}, {signature.why}.")
+        judged = (s for s in report.signatures.values() if s.verdict != "identity")
+        lines.extend(f"{label}, {reason}." for reason in words.reasons(judged))
         lines.extend(f"{label}: {note}." for note in report.notes)
     return lines
 
