@@ -25,7 +25,7 @@ from rcprobe.statistics import (
 )
 
 Floats = NDArray[np.float64]
-MINIMUM = {"seed": 5, "fact": 20}  # replicates under which nothing is judged (measurement.md, Verdict)
+MINIMUM = {"seed": 5, "fact": 20}  # replicates under which nothing is judged
 UNDEFINED_SHARE = 0.2
 PERMUTATIONS = {
     "seed": 50,
@@ -133,6 +133,11 @@ def _verdict(findings: Sequence[Finding], adjusted_p: float, replicate: str) -> 
     if few < minimum:
         unit = "seeds" if replicate == "seed" else "clusters of facts"
         return "undefined", f"{few} {unit}; a verdict needs {minimum}"
+    blank = next((f for f in findings if math.isnan(f.estimate.low) or math.isnan(f.estimate.high)), None)
+    if blank is not None:
+        correlated = blank.condition.statistic == "correlation"
+        reason = "too few facts are asked alike (wording, distances, tokens)" if correlated else blank.estimate.method
+        return "undefined", f"{blank.condition.label}: no interval, {reason}"
     verdict = judge([f.estimate for f in findings], adjusted_p, minimum=minimum)
     return verdict, _undecided(findings, adjusted_p) if verdict == "inconclusive" else ""
 

@@ -55,7 +55,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Correlation:
-    """Correlations of forward with reverse scores, per group and cell, and pooled (measurement.md, Scores).
+    """Correlations of forward with reverse scores, per group and cell, and pooled.
 
     ``r`` float64 [G, C], groups in the order of ``np.unique(groups)``; ``n`` int64 [G] distinct facts in the
     strata that are large enough; ``facts`` int64 [G, C] those of them with a value in the cell, which weigh
@@ -101,7 +101,7 @@ def over_clusters(
     *,
     defined: ArrayLike | None = None,
 ) -> Estimate:
-    """Percentile interval of ``statistic`` under resampling of whole clusters (measurement.md, Resampling).
+    """Percentile interval of ``statistic`` under resampling of whole clusters.
 
     ``clusters`` int [R] is each row's cluster; ``statistic`` takes row weights float64 [R], in a resample the
     number of times that the row's cluster was drawn, all 1 for the value itself, and returns a float.
@@ -137,7 +137,7 @@ def dyadic_weights(weights_i: ArrayLike, weights_j: ArrayLike, clusters_i: Array
     """Weights [P] of mismatched pairs (i, j): w_i · w_j, and 0 where i and j lie in one cluster.
 
     Each argument is [P]: the cluster weight of i and of j, the cluster number of i and of j. Without the
-    zero, a cluster that was drawn twice would enter as a mismatch with itself (measurement.md, Resampling).
+    zero, a cluster that was drawn twice would enter as a mismatch with itself.
     """
     product = np.asarray(weights_i, dtype=np.float64) * np.asarray(weights_j, dtype=np.float64)
     return np.where(np.asarray(clusters_i) == np.asarray(clusters_j), 0.0, product)
@@ -180,7 +180,7 @@ def probability_superior(matched: ArrayLike, control: ArrayLike, weights: ArrayL
 
 
 def fisher_mean(r: ArrayLike, n: ArrayLike) -> float:
-    """Average of correlations: tanh of the mean of atanh(r), weighted by n − 3 (measurement.md, Scores).
+    """Average of correlations: tanh of the mean of atanh(r), weighted by n − 3.
 
     ``r`` and ``n`` (facts behind each r) have shapes that broadcast. Entries with NaN r or n ≤ 3 are left
     out; NaN if none is left. |r| is cut to 1 − 1e-15, so that an identity stays 1 to float error. Raises
@@ -297,7 +297,7 @@ def judge(
     alpha: float = 0.05,
     undefined_share: float = 0.2,
 ) -> Verdict:
-    """Verdict on one signature, whose conditions ``estimates`` must all hold (measurement.md, Verdict).
+    """Verdict on one signature, whose conditions ``estimates`` must all hold.
 
     ``adjusted_p`` is the signature's Holm-adjusted p; the p to adjust is the largest among its conditions.
     'undefined': a condition has under ``minimum`` replicates, a NaN interval, or more than

@@ -20,7 +20,7 @@ Decision = Literal["predicts", "predicts the opposite", "not decided", "can't be
 FULL = "full vocabulary"
 ANSWERED, LOG_P = "right in reverse", "log p in reverse"
 RESAMPLES, PERMUTATIONS = 300, 300
-FEWEST = 8  # facts of a group of alike ones (measurement.md, Multi-token spans)
+FEWEST = 8  # facts of a group of alike ones
 
 
 @dataclass(frozen=True)

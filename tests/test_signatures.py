@@ -114,6 +114,14 @@ def test_too_many_undefined_pairs_give_no_verdict():
     assert "20%" in signature.why
 
 
+def test_a_correlation_among_too_few_alike_facts_says_so():
+    where = replace(table(), stratum=np.arange(FACTS * TEMPLATES))  # no two are asked alike
+    last = [measured(0, 1, {"forward": noise(1)[:, None, None], "reverse": noise(2)[:, None, None]}, where)]
+    signature = judged(find(metric(SCORES), last, last, "fact"))
+    assert (signature.verdict, signature.findings[0].estimate.n) == ("undefined", FACTS)
+    assert signature.why == "r: no interval, too few facts are asked alike (wording, distances, tokens)"
+
+
 def test_what_goes_before_the_numbers():
     last = [measured(0, 1, {"x": noise(1, 0.5), "control": noise(2)})]
     found = find(metric(MEAN), last, last, "fact")

@@ -320,7 +320,7 @@ class TestScoreCorrelation:
         assert weighted.r == pytest.approx(repeated.r, rel=1e-12)
 
     def test_means_over_lengths_are_not_correlation(self):
-        """Facts without shared content, whose scores average over T × E token pairs (measurement.md)."""
+        """Facts without shared content, whose scores average over T × E token pairs."""
         rng = np.random.default_rng(0)
         target, evidence = rng.integers(1, 4, size=(2, 600))
         level = 1.5 / (target * evidence)[:, None]

@@ -9,7 +9,7 @@ import pandas as pd
 from rcprobe.report.panels import FigureData, Panel, Point, Series, Style
 from rcprobe.statistics import Estimate, over_seeds
 
-ENOUGH = 5  # seeds under which nothing is called decided (measurement.md's rule for the letters task)
+ENOUGH = 5  # seeds under which nothing is called decided
 
 
 @dataclass(frozen=True)
