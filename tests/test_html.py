@@ -226,7 +226,7 @@ def test_undefined_numbers_are_said_never_drawn(replicate):
     assert not re.search(r"\bnan", text)
     assert text.count("none of its values is defined") == 5
     assert "25 no value: it couldn't be asked" in text
-    assert "forward accuracy is undefined (full vocabulary)" in text
+    assert "forward accuracy is undefined (full vocabulary, same_target)" in text
 
 
 def test_all_excluded_and_why():

@@ -55,8 +55,8 @@ def test_they_are_used_as_the_pages_say(tmp_path):
     m = rcprobe.load("radd", options={"width": 8})
     letters = rcprobe.load_dataset("letters", {"length": 3}).limited(2)
     report = rcprobe.run(m, letters, metrics=["surprise"], progress=False)
-    assert set(report.frame("surprise").columns) >= {"forward", "reverse", "extra"}
-    assert report.signatures["surprise"].findings[0].condition.label == "extra surprise in reverse"
+    assert set(report.frame("surprise").columns) >= {"forward", "reverse", "kept"}
+    assert report.signatures["surprise"].findings[0].condition.label == "less than a nat is lost in reverse"
 
 
 @pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.stem)
