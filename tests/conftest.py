@@ -27,8 +27,9 @@ install_import_hook(TENSORS, "beartype.beartype")
 UNDRAWN = {
     f"test_{name}"
     for name in (
-        "callback", "cli", "commands", "config", "decoding", "documented", "estimate", "families",
-        "fine_tuned", "fine_tuning", "lora", "models", "resume", "revisions", "runner", "scaffold", "shares", "store", "terminal", "trackers", "verify",
+        "callback", "cli", "commands", "config", "decoding", "documented", "estimate", "families", "fine_tuned",
+        "fine_tuning", "lora", "models", "resume", "revisions", "runner", "scaffold", "shares", "store", "terminal",
+        "trackers", "verify",
     )
 }  # fmt: skip
 
