@@ -8,6 +8,7 @@ import synthetic
 from rich.console import Console
 from test_cli import call
 
+from rcprobe.report import words
 from rcprobe.report.terminal import print_report
 
 HOSTILE = "evil[/b] [red] \x1b[2J\u202e"
@@ -82,3 +83,10 @@ def test_json_with_half_a_character_can_be_written(tmp_path):
     manifest = tmp_path / "one" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"made-up"', '"half \\ud800"'))
     assert '"half \\ud800"' in call("runs", "show", str(tmp_path / "one"), "--json").out
+
+
+def test_an_effect_size_of_rounding_noise_is_not_spelt_out():
+    """Where forward and reverse are one by construction, facts differ by rounding alone."""
+    finding = synthetic.report(count=25).signatures["gradient_alignment"].findings[0]
+    assert words.effect(replace(finding, d_z=2.5)).startswith("d_z 2.50")
+    assert words.effect(replace(finding, d_z=-41396317.63)).startswith("|d_z| > 999")

@@ -12,6 +12,7 @@ QUESTIONS = {
     "dynamics": "forward steps serve the reverse query?",
     "outcome": "right answer gains when asked in reverse?",
 }
+HUGE = 999  # an effect size beyond it is no number to read
 CHECK = "a causal check, not one of the signatures; its p is not corrected with theirs"
 
 
@@ -94,7 +95,8 @@ def effect(finding: Finding) -> str:
     if finding.condition.statistic == "correlation":
         return f"r {number(finding.estimate.value)}"
     known = math.isnan(finding.d_z) or finding.condition.statistic == "effect_size"
-    parts = [] if known else [f"d_z {number(finding.d_z)}"]
+    beyond = abs(finding.d_z) > HUGE  # all facts are alike but for rounding, as where a value holds by construction
+    parts = [] if known else [f"|d_z| > {HUGE}" if beyond else f"d_z {number(finding.d_z)}"]
     if not math.isnan(finding.superior):
         parts.append(f"P {finding.superior:.2f}")
     return ", ".join(parts) or "–"
