@@ -135,7 +135,9 @@ def read_model(
             )
     except ImportError as error:
         raise _needs(at, error) or AdapterError(f"{at}: reading it needs what isn't installed ({error})") from error
-    except (OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+    except (
+        OSError, RuntimeError, ValueError, AttributeError, TypeError, ArithmeticError, pickle.UnpicklingError
+    ) as error:  # fmt: skip
         if out_of_memory(error):
             raise
         needed = _needs(at, error)
@@ -191,11 +193,11 @@ def configuration(family: type[Adapter], raw: Mapping[str, Any], source: str) ->
     """The transformers configuration that a family makes of a raw one. Raises ``AdapterError`` where it can't."""
     try:
         return family.config(raw)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
         said = str(error).split(". ")[0].strip()[:300]
         raise AdapterError(
-            f"{source}: {family.name}: no configuration could be made of its config.json ({said}); override "
-            "config(raw), which turns it into that of the architecture"
+            f"{source}: {family.name}: no configuration could be made of its config.json ({said}); name another "
+            "adapter (adapter=, --adapter), or override config(raw), which turns it into that of the architecture"
         ) from error
 
 

@@ -61,12 +61,20 @@ def check_decoder(decoder: Decoder) -> tuple[Check, ...]:
 
 
 CHECKS: Mapping[str, Callable[[str], tuple[Check, ...]]] = {
-    "models": lambda name: check_adapter(registry().checked("models", name, Adapter)),
+    "models": lambda name: _adapter(registry().checked("models", name, Adapter), name),
     "encodings": lambda name: check_encoding(registry().checked("encodings", name, Encoding), name),
     "datasets": lambda name: check_dataset(registry().get("datasets", name)),
     "metrics": lambda name: check_metric(registry().checked("metrics", name, Metric), name),
     "decoders": lambda name: check_decoder(registry().checked("decoders", name, Decoder)),
 }
+
+
+def _adapter(family: type[Adapter], name: str) -> tuple[Check, ...]:
+    """Weights that a run keeps are read back by the name, so it must be the registered one."""
+    if family.name != name:
+        seen = f"it is registered as {name!r}, and calls itself {family.name!r}; set name = {name!r}"
+        return (Check("name", False, seen), *check_adapter(family))
+    return check_adapter(family)
 
 
 def _tried(what: str, checks: Callable[[], Iterator[Check]]) -> tuple[Check, ...]:

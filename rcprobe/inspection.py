@@ -11,8 +11,9 @@ from torch import nn
 
 from rcprobe.adapter import Adapter
 from rcprobe.checkpoint import architecture, configuration, raw_config
-from rcprobe.errors import UsageError
+from rcprobe.errors import AdapterError, UsageError
 from rcprobe.loading import candidates, family_of
+from rcprobe.model_files import read_as
 from rcprobe.plugins import registry
 from rcprobe.probing.capture import attention_paths
 
@@ -74,10 +75,10 @@ def inspect(source: str, revision: str | None = None, adapter: str | None = None
             "inspect takes a folder, a GGUF file or a hub id"
         )
     raw = raw_config(source, revision)
-    family = family_of(raw, source, None if adapter is None else registry().checked("models", adapter, Adapter))
+    family = family_of(raw, source, adapter)
     config = configuration(family, raw, source)
     with torch.device("meta"):
-        model: nn.Module = architecture(family)(config)
+        model: nn.Module = _built(family, config, source)
     layers = int(getattr(config, "num_hidden_layers", 0))
     paths = attention_paths(model)
     score_layers = tuple(int(found[1]) for found in (re.search(r"\.(\d+)\.", path) for path in paths) if found)
@@ -85,7 +86,7 @@ def inspect(source: str, revision: str | None = None, adapter: str | None = None
     return Inspection(
         source=source,
         adapter=family.name,
-        why=_why(raw, family, "it is the one named" if adapter else ""),
+        why=_why(raw, family, source, adapter),
         architecture=family.architecture.rpartition(":")[2],
         objective=family.objective,
         attention=family.attention,
@@ -101,12 +102,26 @@ def inspect(source: str, revision: str | None = None, adapter: str | None = None
     )
 
 
-def _why(raw: Mapping[str, Any], family: type[Adapter], named: str) -> str:
+def _built(family: type[Adapter], config: Any, source: str) -> nn.Module:
+    try:
+        return architecture(family)(config)  # type: ignore[no-any-return]
+    except (AttributeError, TypeError, ValueError, ArithmeticError) as error:
+        raise AdapterError(
+            f"{source}: {family.name}: no {family.architecture} can be built from its config.json "
+            f"({type(error).__name__}: {str(error)[:200]}); name another adapter (--adapter), or mend its config(raw)"
+        ) from error
+
+
+def _why(raw: Mapping[str, Any], family: type[Adapter], source: str, adapter: str | None) -> str:
+    if adapter is not None:
+        return "it is the one named"
+    if read_as(Path(source)) is not None:
+        return "a run kept these weights under it"
     marks = {name: raw[name] for name in ("is_causal", "mask_token_id") if raw.get(name) is not None}
     said = ", ".join(f"{k} {v!r}" for k, v in {"architectures": raw.get("architectures"), **marks}.items())
     others = [name for name in candidates(raw) if name != family.name]
     before = f"; before {', '.join(others)}" if others else ""
-    return named or f"model_type {raw.get('model_type')!r}, {said}{before}"
+    return f"model_type {raw.get('model_type')!r}, {said}{before}"
 
 
 def _against(

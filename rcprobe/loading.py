@@ -16,7 +16,7 @@ from rcprobe.gguf import SUFFIX, gguf_file, gguf_tokenizer
 from rcprobe.loaded import LoadedModel, cast
 from rcprobe.low_rank import with_low_rank
 from rcprobe.memory import out_of_memory, too_large
-from rcprobe.model_files import declared, read_as
+from rcprobe.model_files import check_kept, declared, read_as, refuse_another
 from rcprobe.plugins import registry
 from rcprobe.probing.verify import verify
 
@@ -51,21 +51,21 @@ def load(
         raise UsageError("the model has an empty name; give a registered name, a folder or a hub id")
     wanted = _dtype(dtype)
     how = Reading(revision, device_map, quantization_config, allow_pickle)
-    family: type[Adapter] | None = (
-        registry().checked("models", adapter, Adapter) if isinstance(adapter, str) else adapter
-    )
     named = not isinstance(model, nn.Module) and str(model) in registry().names("models")
     if (isinstance(model, nn.Module) or named) and how != Reading():
         raise UsageError(
             "revision=, device_map=, quantization_config= and allow_pickle= are for checkpoints: a folder or a hub id"
         )
+    if named and adapter is not None:
+        raise UsageError(f"adapter= is for a checkpoint or a module of your own; {model} is a family by itself")
     try:
         if isinstance(model, nn.Module):
+            family = registry().checked("models", adapter, Adapter) if isinstance(adapter, str) else adapter
             loaded = _wrap(model, family, tokenizer)
         elif named:
             loaded = _build(registry().checked("models", str(model), Adapter), dict(options or {}), seed, tokenizer)
         elif Path(model).exists() or "/" in str(model) or str(model).endswith(SUFFIX):
-            loaded = _from_checkpoint(str(model), family, tokenizer, wanted, _device(device), how)
+            loaded = _from_checkpoint(str(model), adapter, tokenizer, wanted, _device(device), how)
         else:
             raise UnknownNameError("model (or folder, or hub id)", str(model), registry().names("models"))
         placed = device_map is not None or getattr(loaded.model, "hf_quantizer", None) is not None
@@ -81,6 +81,8 @@ def load(
             loaded.factory = lambda seed: with_low_rank(plain(seed), peft)
         loaded.model = with_low_rank(loaded.model, peft)
         loaded.told["peft"] = str(peft)
+        if not isinstance(adapter, type):
+            check_kept(Path(peft), loaded)
     if isinstance(adapter, str):
         loaded.told["adapter"] = adapter
     loaded.model.eval()
@@ -112,7 +114,7 @@ def _build(adapter: type[Adapter], options: dict[str, Any], seed: int, tokenizer
 
 def _from_checkpoint(
     source: str,
-    adapter: type[Adapter] | None,
+    adapter: type[Adapter] | str | None,
     tokenizer: Any,
     dtype: torch.dtype | None,
     device: torch.device,
@@ -126,7 +128,10 @@ def _from_checkpoint(
     model = read_model(at, family, raw, dtype, how)
     if at != gguf_file(source) and at != Path(source):  # the hub client names a snapshot's folder by its commit
         model.config._commit_hash = at.name  # type: ignore[union-attr]
-    return LoadedModel(model, family(), tokenizer or _tokenizer(family, at), source, told=told)
+    loaded = LoadedModel(model, family(), tokenizer or _tokenizer(family, at), source, told=told)
+    if not isinstance(adapter, type):
+        check_kept(at, loaded)
+    return loaded
 
 
 def _tokenizer(family: type[Adapter], at: Path) -> Any:
@@ -139,29 +144,40 @@ def _tokenizer(family: type[Adapter], at: Path) -> Any:
         ) from error
 
 
-def family_of(raw: Mapping[str, Any], source: str, adapter: type[Adapter] | None = None) -> type[Adapter]:
+def family_of(raw: Mapping[str, Any], source: str, adapter: type[Adapter] | str | None = None) -> type[Adapter]:
     """The family of a checkpoint as its configuration resolves it: the one that is named, or that it was kept under, or
-    that claims it. Raises ``AdapterError`` where there is none, several, or one that would read it otherwise than the
-    run did that kept it.
+    that claims it.
+
+    Raises ``AdapterError`` where there is none, several, one that can't read the configuration, or one that would read
+    it otherwise than the run did that kept it; a class of the caller's own is trusted.
     """
     kept = read_as(Path(source))
-    if adapter is not None or kept is None:
-        return (adapter or adapter_for(raw, source)).resolve(raw)
-    name = kept["adapter"]
-    if name not in registry().names("models"):
+    if isinstance(adapter, type):
+        return _resolved(adapter, raw, source)
+    name = adapter or (kept or {}).get("adapter")
+    if name is None:
+        return _resolved(adapter_for(raw, source), raw, source)
+    if adapter is None and name not in registry().names("models"):
         raise AdapterError(
             f"{source}: a run kept these weights under the adapter {name!r}, which no plugin registers here; install "
-            "its plugin, or name the adapter (adapter=, --adapter)"
+            "its plugin, or give the class itself (adapter=)"
         )
-    family: type[Adapter] = registry().checked("models", name, Adapter).resolve(raw)
-    now = declared(family)
-    for what, value in kept.items():
-        if now[what] != value:
-            raise AdapterError(
-                f"{source}: a run kept these weights with {what} {value!r}, and {name} would read them with "
-                f"{now[what]!r}; name the adapter that they were kept under (adapter=)"
-            )
+    family = _resolved(registry().checked("models", name, Adapter), raw, source)
+    if kept is not None:
+        refuse_another(kept, declared(family), source)
     return family
+
+
+def _resolved(family: type[Adapter], raw: Mapping[str, Any], source: str) -> type[Adapter]:
+    try:
+        return family.resolve(raw)
+    except AdapterError:
+        raise
+    except Exception as error:
+        raise AdapterError(
+            f"{source}: {family.name} can't read this config.json ({type(error).__name__}: {str(error)[:200]}); name "
+            "another adapter (adapter=, --adapter), or correct its resolve(raw)"
+        ) from error
 
 
 def adapter_for(raw: Mapping[str, Any], source: str) -> type[Adapter]:

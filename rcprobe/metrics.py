@@ -47,9 +47,10 @@ class Condition:
     judged: bool = True
 
     def __post_init__(self) -> None:
-        if self.statistic not in STATISTICS:
+        if not isinstance(self.statistic, str) or self.statistic not in STATISTICS:
             raise PluginError(f"condition {self.label!r}: statistic is {self.statistic!r}; use {', '.join(STATISTICS)}")
-        if isinstance(self.columns, str) or len(self.columns) not in STATISTICS[self.statistic]:
+        named = isinstance(self.columns, tuple | list) and all(isinstance(name, str) for name in self.columns)
+        if not named or len(self.columns) not in STATISTICS[self.statistic]:
             raise PluginError(
                 f"condition {self.label!r}: columns is {self.columns!r}; a {self.statistic} takes a tuple of "
                 f"{' or '.join(map(str, STATISTICS[self.statistic]))} names"
@@ -79,6 +80,8 @@ class Metric:
                 f"metric {self.name!r}: conditions is {self.conditions!r}; it needs a tuple of rcprobe.Condition, as "
                 "in (first,) or (first, second)"
             )
+        if not self.pairings:
+            raise PluginError(f"metric {self.name!r}: it names no pairing; use {' or '.join(get_args(Pairing))}")
         for pairing in self.pairings:
             if pairing not in get_args(Pairing):
                 raise PluginError(

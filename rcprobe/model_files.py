@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from rcprobe.adapter import Adapter
-from rcprobe.errors import RunError
+from rcprobe.errors import AdapterError, RunError
 from rcprobe.files import TEMPORARY, make_folder, unwritable, write_bytes, write_json
 from rcprobe.loaded import LoadedModel
 from rcprobe.low_rank import FILE as ADAPTERS
@@ -29,6 +29,7 @@ def save_model(m: LoadedModel, folder: Path) -> None:
     from safetensors.torch import save_file
 
     make_folder(folder)
+    write_json(folder / READ_AS, {**declared(type(m.adapter)), "mask_id": m.mask_id})
     adapters = low_rank_files(m.model)
     if adapters is not None:
         settings, weights = adapters
@@ -41,7 +42,6 @@ def save_model(m: LoadedModel, folder: Path) -> None:
     to_dict = getattr(m.config, "to_diff_dict", None)
     if to_dict is not None:
         write_json(folder / "config.json", {**to_dict(), "architectures": [type(m.model).__name__]})
-    write_json(folder / READ_AS, declared(type(m.adapter)))
     if hasattr(m.tokenizer, "save_pretrained"):
         _save_tokenizer(m.tokenizer, folder)
 
@@ -50,15 +50,15 @@ def declared(family: type[Adapter]) -> dict[str, Any]:
     """How a family reads its models, by which weights that are kept are told from those of another."""
     return {
         "adapter": family.name,
-        "objective": family.objective,
-        "attention": family.attention,
+        "objective": getattr(family, "objective", None),
+        "attention": getattr(family, "attention", None),
         "shift": family.shift,
         "mask_in_softmax": family.mask_in_softmax,
     }
 
 
 def read_as(folder: Path) -> dict[str, Any] | None:
-    """What was ``declared`` of weights that a run kept in a folder; None for a folder from elsewhere.
+    """What was ``declared`` of weights that a run kept in a folder, and their mask; None for a folder from elsewhere.
 
     Raises ``RunError`` for a file that can't be read.
     """
@@ -67,9 +67,26 @@ def read_as(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        return {name: found[name] for name in ("adapter", "objective", "attention", "shift", "mask_in_softmax")}
+        return {name: found[name] for name in (*declared(Adapter), "mask_id")}
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise RunError(f"{path}: can't be read ({type(error).__name__}: {error})") from error
+
+
+def check_kept(folder: Path, m: LoadedModel) -> None:
+    """Raise ``AdapterError`` if a run kept the weights in a folder under another reading than the model's."""
+    kept = read_as(folder)
+    if kept is not None:
+        refuse_another(kept, {**declared(type(m.adapter)), "mask_id": m.mask_id}, str(folder))
+
+
+def refuse_another(kept: Mapping[str, Any], now: Mapping[str, Any], source: str) -> None:
+    """Raise ``AdapterError`` for the first thing that differs between two ways of reading weights."""
+    for what, value in now.items():
+        if kept[what] != value:
+            raise AdapterError(
+                f"{source}: a run kept these weights with {what} {kept[what]!r}, and {now['adapter']} would read them "
+                f"with {value!r}; only the adapter that they were kept under reads them as they were trained"
+            )
 
 
 def load_model(m: LoadedModel, folder: Path, fingerprint: str) -> None:

@@ -236,8 +236,8 @@ def registry() -> Registry:
     in the working folder too), but those that ``RCPROBE_DISABLE_PLUGINS`` blocks.
     """
     modules = [metadata.EntryPoint(name, name, GROUP) for name in _listed(MORE)]
-    if modules and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # an installed command, unlike `python -m`, doesn't look in the working folder
+    if modules and "" not in sys.path:
+        sys.path.append("")  # an installed command, unlike `python -m`, doesn't look in the working folder
     return load_registry([*metadata.entry_points(group=GROUP), *modules], _listed(DISABLE))
 
 

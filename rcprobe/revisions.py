@@ -16,6 +16,7 @@ from rcprobe.errors import UsageError
 from rcprobe.loaded import LoadedModel
 from rcprobe.loading import load
 from rcprobe.manifest import without_path
+from rcprobe.model_files import check_kept
 from rcprobe.plugins import registry
 from rcprobe.training import TrainConfig
 from rcprobe.weights import check_weights
@@ -78,6 +79,8 @@ def find_revisions(m: LoadedModel, names: Sequence[str]) -> tuple[Revision, ...]
     pickled = bool(m.told.get("allow_pickle"))
     here = [local_folder(source, Reading(revision, allow_pickle=pickled)) for source, revision in found]
     files = [check_weights(at, pickled) for at in here]
+    for at in here:
+        check_kept(at, m)
     _same_tokenizer(dict(zip(names, here, strict=True)))
     return tuple(
         Revision(name, step, source, revision, f"commit {at.name}" if revision else f"sha256 {_digest(its)}")

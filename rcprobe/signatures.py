@@ -135,10 +135,12 @@ def _verdict(findings: Sequence[Finding], adjusted_p: float, replicate: str) -> 
         return "undefined", f"{few} {unit}; a verdict needs {minimum}"
     blank = next((f for f in findings if math.isnan(f.estimate.low) or math.isnan(f.estimate.high)), None)
     if blank is not None:
-        correlated = blank.condition.statistic == "correlation"
-        reason = "too few facts are asked alike (wording, distances, tokens)" if correlated else blank.estimate.method
+        alike = "too few facts are asked alike (wording, distances, tokens), or all score alike"
+        reason = alike if blank.condition.statistic == "correlation" else blank.estimate.method
         return "undefined", f"{blank.condition.label}: no interval, {reason}"
     verdict = judge([f.estimate for f in findings], adjusted_p, minimum=minimum)
+    if verdict == "undefined":
+        return verdict, f"over {UNDEFINED_SHARE:.0%} of the {'seeds' if replicate == 'seed' else 'facts'} have no value"
     return verdict, _undecided(findings, adjusted_p) if verdict == "inconclusive" else ""
 
 

@@ -39,6 +39,8 @@ def test_kept_weights_are_read_as_they_were_or_not_at_all(tmp_path):
     save_model(replace(m, adapter=type(m.adapter).variant({"name": "a2d"})()), tmp_path / "other")
     with pytest.raises(AdapterError, match="kept these weights with shift 1, and a2d would read them with 0"):
         rcprobe.load(tmp_path / "other")
+    with pytest.raises(AdapterError, match="kept these weights with shift 1"):
+        rcprobe.load(tmp_path / "other", adapter="a2d")  # a name is no reason to read them otherwise
     save_model(made, tmp_path / "right")
     assert rcprobe.load(tmp_path / "right").adapter.shift == 0
     (tmp_path / "right" / "rcprobe.json").write_text("[]")
@@ -53,6 +55,11 @@ def test_an_adapter_is_taken_by_its_registered_name(tmp_path):
     assert inspect(str(folder), adapter="auto").why == "it is the one named"
     with pytest.raises(UsageError, match="no model is called 'qwne'; did you mean 'qwen'"):
         rcprobe.load(folder, adapter="qwne")
+    with pytest.raises(UsageError, match="radd is a family by itself"):
+        rcprobe.load("radd", adapter="llada")
+    for other in ("gpt2", "llama", "radd"):
+        with pytest.raises(AdapterError, match="--adapter"):
+            inspect(str(folder), adapter=other)
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,11 @@ def test_a_run_keeps_adapters_that_load_puts_on_the_model_again(tmp_path):
     base = load(tmp_path / "base")
     rcprobe.run(base, LETTERS, metrics=["accuracy"], train=LORA, out=tmp_path / "run", progress=False)
     kept = tmp_path / "run" / "seed-0" / "model"
-    assert sorted(p.name for p in kept.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert sorted(p.name for p in kept.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "rcprobe.json",
+    ]
     assert str(tmp_path) not in (kept / "adapter_config.json").read_text()
     again = load(tmp_path / "base", peft=kept)
     assert again.fingerprint() == base.fingerprint()

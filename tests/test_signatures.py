@@ -119,7 +119,10 @@ def test_a_correlation_among_too_few_alike_facts_says_so():
     last = [measured(0, 1, {"forward": noise(1)[:, None, None], "reverse": noise(2)[:, None, None]}, where)]
     signature = judged(find(metric(SCORES), last, last, "fact"))
     assert (signature.verdict, signature.findings[0].estimate.n) == ("undefined", FACTS)
-    assert signature.why == "r: no interval, too few facts are asked alike (wording, distances, tokens)"
+    assert (
+        signature.why
+        == "r: no interval, too few facts are asked alike (wording, distances, tokens), or all score alike"
+    )
 
 
 def test_what_goes_before_the_numbers():

@@ -117,7 +117,7 @@ def _nothing(measure: Measure, run: Run, held: Values | None) -> str:
     if signature.verdict == "not trained":
         return f"not trained: {visible(signature.why)}"
     if held is None or math.isnan(held.value):
-        return visible(signature.why) if signature.verdict == "undefined" else "no value"
+        return (visible(signature.why) if signature.verdict == "undefined" else "") or "no value"
     if signature.verdict == "undefined" and found.estimate.n >= MINIMUM[run.report.dataset.replicate]:
         return f"undefined: {visible(signature.why)}"
     return ""

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rcprobe.errors import RunError
+from rcprobe.errors import PluginError, RunError
 from rcprobe.files import read_json, whole, write_bytes, write_json
 from rcprobe.metrics import Condition
 from rcprobe.progress import Progress
@@ -65,7 +65,7 @@ def load_report(folder: str | Path | RunFolder) -> Report:
             kept.path,
             tuple(Prediction(**_defined(prediction)) for prediction in found.get("transfer", ())),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, PluginError) as error:
         raise RunError(f"{kept.path / REPORT}: isn't what rcprobe writes ({type(error).__name__}: {error})") from error
 
 

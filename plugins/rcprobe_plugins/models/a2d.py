@@ -89,7 +89,8 @@ def convert(m: LoadedModel, shift: int = 0, mask: str = "<|mask|>") -> LoadedMod
 
     A tokenizer without a mask gets ``mask``; where the embedding has no row for it, one is added, the mean of the
     others. ``shift`` 0 predicts a token at its own position, 1 one position before, as the causal model did: then the
-    tokenizer's bos, where it has one, goes before every text, so that a first token can be asked for. What
+    tokenizer's bos goes before every text, so that a first token can be asked for, where it has one and puts no special
+    tokens of its own there. What
     ``save_pretrained`` writes is read back as the same conversion. Raises ``AdapterError`` for a model that isn't
     causal throughout, ``VerificationError`` for one that stays causal.
     """
@@ -102,7 +103,7 @@ def convert(m: LoadedModel, shift: int = 0, mask: str = "<|mask|>") -> LoadedMod
     tokenizer = copy.deepcopy(m.tokenizer)
     if tokenizer.mask_token_id is None:
         tokenizer.add_special_tokens({"mask_token": mask})
-    if shift and tokenizer.bos_token_id is not None:
+    if shift and tokenizer.bos_token_id is not None and _adds_nothing(tokenizer):
         with_bos(tokenizer)
     if tokenizer.mask_token_id >= m.vocabulary:
         _grow(model, m.vocabulary, tokenizer.mask_token_id + 1)
@@ -112,6 +113,10 @@ def convert(m: LoadedModel, shift: int = 0, mask: str = "<|mask|>") -> LoadedMod
     converted = LoadedModel(model.eval(), family(), tokenizer, f"{m.source}, converted")
     verify(converted)
     return converted
+
+
+def _adds_nothing(tokenizer: Any) -> bool:
+    return bool(tokenizer("a")["input_ids"] == tokenizer("a", add_special_tokens=False)["input_ids"])
 
 
 @torch.no_grad()

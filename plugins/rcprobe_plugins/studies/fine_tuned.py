@@ -161,13 +161,14 @@ def exchanged(m: "LoadedModel", dataset: "Dataset", count: int | None) -> "Datas
     first = dataset.facts[0]
     names = [_alike(m, [fact.a for fact in dataset.facts]), _alike(m, [fact.b for fact in dataset.facts])]
     n = min(len(names[0]), len(names[1]), count or len(dataset.facts))
-    true = {(fact.a, fact.b) for fact in dataset.facts}
+    true = {(fact.a, b) for fact in dataset.facts for b in (fact.b, *fact.b_answers)}
+    true |= {(a, fact.b) for fact in dataset.facts for a in fact.a_answers}
     for turn in range(n):
         pairs = [(names[0][i], names[1][(i + turn) % n]) for i in range(n)]
         if n > 1 and not true & set(pairs):
             facts = tuple(Fact(a, b, first.forward, first.reverse) for a, b in pairs)
             return Dataset(dataset.name, facts, notes=(EXCHANGED, *dataset.notes))
-    raise DataError(f"{dataset.name}: no two facts have names of one length in tokens to exchange")
+    raise DataError(f"{dataset.name}: no two facts have names of one length in tokens that can be exchanged")
 
 
 def _alike(m: "LoadedModel", names: Sequence[str]) -> list[str]:
