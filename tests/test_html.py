@@ -324,6 +324,11 @@ def test_a_kept_run_gives_its_page_and_the_command_that_repeats_it(tmp_path):
     both = call("compare", run, str(tmp_path / "again"), "--format", "md")
     assert "run and again probed the same weights" in both.out
     assert "1 seed; a comparison needs 5" in both.out
+    for name, why in (("x.md", "say with --format"), ("nowhere/x.html", "there is no folder"), (".", "is a folder")):
+        wrong = call("report", run, "--out", str(tmp_path / name))
+        assert wrong.code == 2
+        assert why in wrong.err
+    assert not (tmp_path / "x.md").exists()
     refused = call("report", str(tmp_path / "none"))
     assert refused.code not in (None, 0)
     assert "none" in refused.err

@@ -22,7 +22,7 @@ class Format(StrEnum):
 
 def report_command(
     run: Annotated[str, typer.Argument(help="The folder of a finished run.", show_default=False)],
-    format: Annotated[Format, typer.Option(help="A page, or the results as a table.")] = Format.HTML,
+    format: Annotated[Format | None, typer.Option(help="A page (the default), or the results as a table.")] = None,
     out: Annotated[str | None, typer.Option(help="The file to write; standard output without it.")] = None,
 ) -> None:
     """Write a finished run's report as a page, Markdown, LaTeX or CSV.
@@ -37,13 +37,23 @@ def report_command(
     for name, value in (("run", run), ("--out", out)):
         if value is not None and not value.strip():
             raise UsageError(f"{name}: the name is empty")
-    write = {Format.HTML: page, Format.MARKDOWN: to_markdown, Format.LATEX: to_latex, Format.CSV: to_csv}[format]
+    path = None if out is None else _target(format, Path(out))
+    kind = format or Format.HTML
+    write = {Format.HTML: page, Format.MARKDOWN: to_markdown, Format.LATEX: to_latex, Format.CSV: to_csv}[kind]
     text = write(load_report(run))
-    if out is None:
+    if path is None:
         sys.stdout.write(text)
         return
-    path = Path(out)
-    if path.is_dir():
-        raise UsageError(f"{path}: is a folder; name a file")
     write_bytes(path, text.encode())
     say(f"wrote {path}", err=True)
+
+
+def _target(format: Format | None, path: Path) -> Path:
+    """Where to write, looked at before seconds of drawing."""
+    if path.is_dir():
+        raise UsageError(f"{path}: is a folder; name a file")
+    if not path.parent.is_dir():
+        raise UsageError(f"{path}: there is no folder {path.parent}")
+    if format is None and path.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"--out {path}: say with --format what to write there; without it a page is, as name.html")
+    return path
