@@ -39,6 +39,8 @@ class Adapter:
 
     Attributes:
         objective: ``"masked"`` (a mask at every target token) or ``"causal"`` (asked by its left context).
+        loss: the objective of ``rcprobe.training.objectives`` that the family is trained with; None is ``"t-dce"``
+            (1/t) for masked models, ``"next-token"`` for causal ones.
         attention: ``"full"``, ``"causal"`` or ``"hybrid"``, as the model really attends; ``verify`` checks it.
         shift: token i is predicted by the logits at position i − shift (causal models: 1).
         architecture: the transformers class that runs the family, e.g. ``"LlamaForCausalLM"``.
@@ -60,6 +62,7 @@ class Adapter:
     name: ClassVar[str] = ""
     objective: ClassVar[Literal["masked", "causal"]]
     attention: ClassVar[Literal["full", "causal", "hybrid"]]
+    loss: ClassVar[str | None] = None
     shift: ClassVar[int] = 0
     architecture: ClassVar[str]
     keys: ClassVar[Mapping[str, str]] = {}

@@ -42,6 +42,8 @@ from rcprobe.loaded import LoadedModel
 from rcprobe.probing.plain_gradients import query_gradients
 from rcprobe.probing.verify import verify, verify_shift
 from rcprobe.training import train
+from rcprobe.training.objectives import Statements, objective_of, training_loss
+from rcprobe.training.statements import forward_statements
 from rcprobe.weights import check_weights
 from rcprobe_plugins.models.a2d import ShiftedA2d, convert
 from rcprobe_plugins.models.dream import Dream
@@ -108,6 +110,27 @@ def test_dream_is_a_qwen2_with_full_attention_one_ahead(released):
     want = small.reference_logits(weights, IDS, theta=1e6, eps=1e-6)
     torch.testing.assert_close(logits(m).double(), want, rtol=0, atol=1e-5)
     assert (m.mask_id, m.adapter.shift) == (332, 1)
+
+
+def test_dream_is_trained_by_its_own_weighting_of_what_is_masked(released):
+    """The loss of its released fine-tuning, token by token in float64: shifted, weighed by context, padding unseen."""
+    m, weights = released["dream"], small.random_weights(small.decoder_shapes())
+    ids, real = forward_statements(m, FACTS)
+    assert not real.all()
+    objective = objective_of(m, rcprobe.TrainConfig(steps=1))
+    batch = Statements(ids, real, real)
+    found = training_loss(m, objective, batch, torch.Generator().manual_seed(4))
+    shown, _ = objective.draw(m, batch, torch.Generator().manual_seed(4))
+    total, masked = 0.0, (shown == m.mask_id) & (torch.arange(ids.shape[1]) > 0)  # the bos is predicted by no row
+    for text, of_text, length in zip(ids.tolist(), shown.tolist(), real.sum(dim=1).tolist(), strict=True):
+        rows = small.reference_logits(weights, of_text[:length], theta=1e6, eps=1e-6).log_softmax(-1)
+        context = [i for i in range(length) if of_text[i] != m.mask_id]
+        for n in range(1, length):
+            if of_text[n] == m.mask_id:
+                weight = sum(0.05 * 0.9 ** (abs(n - i) - 1) for i in context)
+                total -= weight * float(rows[n - 1][text[n]])
+    assert total > 0
+    assert float(found.detach()) == pytest.approx(total / int(masked.sum()), rel=1e-5)
 
 
 def test_dream_reads_every_token_with_a_bos_before(released):

@@ -161,17 +161,3 @@ def test_one_layer_asked_at_its_masks_looks_tokens_up(encoding, heads):
 def test_what_no_table_holds_is_computed_token_by_token(name, encoding, depth):
     m = tiny(name, encoding, 0, depth=depth)
     assert tables_of(m, ids_of(m)) is None
-
-
-def test_a_loss_that_counts_shown_tokens_is_computed_token_by_token(monkeypatch):
-    def shown(m, ids, real, generator):
-        masked, weight = OBJECTIVES["causal"](m, ids, real, generator)
-        masked = masked.clone()
-        masked[:, 0] = m.mask_id
-        return masked, weight
-
-    monkeypatch.setitem(OBJECTIVES, "masked", shown)
-    m = tiny("radd", "rope", 0, depth=1)
-    (recording,) = record([copy.deepcopy(m)], FACTS, CONFIG, [0])
-    (_, last) = list(plain(m, 0))[-1]
-    torch.testing.assert_close(torch.from_numpy(recording.stops[-1][1]), nn.utils.parameters_to_vector(last))

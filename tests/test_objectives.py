@@ -8,9 +8,11 @@ import torch
 
 from rcprobe import Dataset, Fact, TrainConfig, load
 from rcprobe.config import read_config
-from rcprobe.errors import UnknownNameError, UsageError
+from rcprobe.errors import UnknownNameError, UsageError, VerificationError
 from rcprobe.manifest import describe
-from rcprobe.training.objectives import LEAST_NOISE, OBJECTIVES, objective_of
+from rcprobe.plugins import registry
+from rcprobe.probing.verify import verify
+from rcprobe.training.objectives import CART_P, LEAST_NOISE, OBJECTIVES, Statements, cart, objective_of, own_objective
 from rcprobe.training.statements import forward_statements, maskable_tokens
 
 FACTS = [Fact(c, c.upper(), ("{a}00{b}0", "0{a}{b}00"), ("0{b}00{a}", "00{b}{a}0")) for c in "ab"]
@@ -30,7 +32,8 @@ def drawn(name, may=ALL, count=DRAWS, seed=0):
     ids = torch.tensor(m.tokenizer("a00A0")["input_ids"])
     generator = torch.Generator().manual_seed(seed)
     batch = ids.expand(count, LENGTH)
-    shown, weight = OBJECTIVES[name].draw(m, batch, may.expand(count, LENGTH), generator)
+    statements = Statements(batch, ALL.expand(count, LENGTH), may.expand(count, LENGTH))
+    shown, weight = OBJECTIVES[name].draw(m, statements, generator)
     return m, ids, shown, weight.double() * count
 
 
@@ -39,7 +42,7 @@ def pattern_law(name, n):
     law = {}
     for size in range(n + 1):
         for asked in itertools.combinations(range(n), size):
-            if name in ("t-dce", "lambda-dce", "uniform-mlm"):
+            if name in ("t-dce", "lambda-dce", "uniform-mlm", "cart"):
                 # ∫ p^k (1 − p)^(n−k) dp over the unit interval
                 probability = math.factorial(size) * math.factorial(n - size) / math.factorial(n + 1)
                 weight = None
@@ -57,9 +60,9 @@ def pattern_law(name, n):
 @pytest.mark.parametrize("may", [ALL, ENTITIES])
 @pytest.mark.parametrize("name", MASKED)
 def test_each_set_of_tokens_is_asked_for_as_often_as_its_definition_says(name, may):
-    _, _, _, weight = drawn(name, may)
+    m, _, shown, weight = drawn(name, may)
     places = may.nonzero().flatten().tolist()
-    asked = weight > 0
+    asked = shown == m.mask_id if name == "cart" else weight > 0  # a token without context is masked and doesn't count
     assert not asked[:, ~may].any()
     found = (asked[:, places] * 2 ** torch.arange(len(places))).sum(dim=1).bincount(minlength=2 ** len(places))
     for chosen, (probability, each) in pattern_law(name, len(places)).items():
@@ -97,11 +100,36 @@ def test_masked_lms_are_means_over_the_tokens_asked_for(name):
     assert len(weight[weight > 0].unique()) == 1
 
 
-@pytest.mark.parametrize("name", MASKED)
-def test_what_is_asked_for_is_hidden_as_declared_and_nothing_else(name):
+@pytest.mark.parametrize("name", sorted({*MASKED} - {"bert-mlm", "cart"}))
+def test_what_is_asked_for_is_hidden_and_nothing_else(name):
     m, ids, shown, weight = drawn(name, count=200)
-    assert torch.equal(shown == m.mask_id, weight > 0) == OBJECTIVES[name].hides
+    assert torch.equal(shown == m.mask_id, weight > 0)
     assert torch.equal(shown[weight == 0], ids.expand(200, LENGTH)[weight == 0])
+
+
+def test_cart_weighs_masked_tokens_by_the_shown_ones_near_them():
+    """Dream's Eq. 5 as a loop in float64; padding is no context, and what may not be masked is."""
+    m = tiny()
+    ids = torch.randint(2, 20, (60, 8), generator=torch.Generator().manual_seed(1))
+    real = torch.arange(8) < torch.tensor([8, 5, 3]).repeat(20)[:, None]
+    may = real & (torch.arange(8) > 0)
+    shown, weight = cart(m, Statements(ids, real, may), torch.Generator().manual_seed(0))
+    draws = torch.Generator().manual_seed(0)
+    masked = (torch.rand(60, 8, generator=draws) < torch.rand(60, 1, generator=draws)) & may
+    assert torch.equal(shown, torch.where(masked, m.mask_id, ids))
+    for row, of_row in enumerate(weight.double().tolist()):
+        for n, found in enumerate(of_row):
+            seen = [i for i in range(8) if real[row, i] and not masked[row, i]]
+            expected = sum(0.5 * CART_P * (1 - CART_P) ** (abs(n - i) - 1) for i in seen) if masked[row, n] else 0.0
+            assert found == pytest.approx(expected / int(masked.sum()), rel=1e-5, abs=0)
+
+
+def test_cart_leaves_out_statements_that_are_shown_nothing_of():
+    _, _, shown, weight = drawn("cart", count=2000)
+    blank = (shown == shown[:, :1]).all(dim=1)
+    assert blank.any()
+    assert (weight[blank] == 0).all()
+    assert torch.isfinite(weight).all()
 
 
 def test_bert_shows_a_tenth_as_it_is_and_a_tenth_as_another_token():
@@ -127,6 +155,20 @@ def test_no_objective_named_is_the_familys_own():
     assert objective_of(tiny(), TrainConfig(steps=1)).name == "t-dce"
     assert objective_of(tiny("gpt2-mini"), TrainConfig(steps=1)).name == "next-token"
     assert objective_of(tiny(), TrainConfig(steps=1, objective="k-dce")).name == "k-dce"
+
+
+def test_a_family_that_names_its_loss_is_trained_with_it_and_measured_by_it():
+    assert own_objective(registry().get("models", "dream")) == "cart"
+    m = tiny()
+    m.adapter = m.adapter.variant({"loss": "k-dce"})()
+    assert objective_of(m, TrainConfig(steps=1)).name == "k-dce"
+    assert objective_of(m, TrainConfig(steps=1, objective="t-dce")).name == "t-dce"
+    m.adapter = m.adapter.variant({"loss": "cartt"})()
+    with pytest.raises(VerificationError, match=r"loss is 'cartt'; use t-dce, .*cart"):
+        verify(m)
+    m.adapter = m.adapter.variant({"loss": "next-token"})()
+    with pytest.raises(VerificationError, match="loss is 'next-token'; use t-dce"):
+        verify(m)
 
 
 def test_objectives_that_do_not_fit_are_refused_by_name():

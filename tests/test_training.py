@@ -6,7 +6,7 @@ import torch
 from rcprobe import Fact, TrainConfig, load
 from rcprobe.errors import DataError, TrainingError, UsageError
 from rcprobe.training import train
-from rcprobe.training.objectives import LEAST_NOISE, OBJECTIVES, training_loss
+from rcprobe.training.objectives import LEAST_NOISE, OBJECTIVES, Statements, training_loss
 from rcprobe.training.statements import forward_statements
 from rcprobe.training.trainer import Average
 
@@ -41,7 +41,7 @@ def test_the_masked_loss_is_the_sum_over_masks_weighted_by_one_over_p(shift):
         for parameter in m.model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
     ids, real = forward_statements(m, [*FACTS, Fact("e", "E", "{a}000{b}", "{b}000{a}")])
-    found = training_loss(m, OBJECTIVES["t-dce"], ids, real, real, torch.Generator().manual_seed(3))
+    found = training_loss(m, OBJECTIVES["t-dce"], Statements(ids, real, real), torch.Generator().manual_seed(3))
     draws = torch.Generator().manual_seed(3)
     p = (1 - LEAST_NOISE) * torch.rand(len(ids), 1, generator=draws) + LEAST_NOISE
     masked = (torch.rand(ids.shape, generator=draws) < p) & real
@@ -60,7 +60,7 @@ def test_the_masked_loss_is_the_sum_over_masks_weighted_by_one_over_p(shift):
 def test_the_next_token_loss_is_the_mean_over_tokens_that_have_a_left_context():
     m = tiny("gpt2-mini")
     ids, real = forward_statements(m, [*FACTS, Fact("e", "E", "{a}000{b}", "{b}000{a}")])
-    found = training_loss(m, OBJECTIVES["next-token"], ids, real, real, torch.Generator())
+    found = training_loss(m, OBJECTIVES["next-token"], Statements(ids, real, real), torch.Generator())
     losses = []
     for row, keep in zip(ids, real, strict=True):
         kept = row[keep]

@@ -19,7 +19,7 @@ from rcprobe.probing.factors import Formed, Inputs
 from rcprobe.probing.gradients import Factors, PairFactors
 from rcprobe.probing.parameters import Which, chosen, parameter_parts
 from rcprobe.probing.sizes import BatchSize, resolve, worked_through
-from rcprobe.training.objectives import DEFAULT, OBJECTIVES
+from rcprobe.training.objectives import OBJECTIVES, Statements, own_objective
 
 DRAWS = 8  # of the masks of one statement
 
@@ -29,7 +29,7 @@ def training_cosine(
 ) -> Float[Tensor, " B"]:
     """cos(g_train, g←) of supported pairs over all parameters, in float64; NaN where a gradient vanishes.
 
-    g_train is the gradient of the family's default objective on the forward statement: every token of it for a causal
+    g_train is the gradient of the family's own objective on the forward statement: every token of it for a causal
     model, the mean over ``DRAWS`` seeded draws of the masks for a masked one. Without dropout, as all gradients here.
     """
     found = torch.full((len(pairs),), torch.nan, dtype=torch.float64)
@@ -88,12 +88,13 @@ def _losses(m: LoadedModel, logits: Float[Tensor, "B T V"], batch: Batch) -> Flo
 
 def _statements(m: LoadedModel, pairs: Sequence[QueryPair], draws: int) -> tuple[Batch, Float[Tensor, "N T"]]:
     """Each pair's forward statement as training would show it, ``draws`` times over, and the weights of its tokens."""
-    draw = OBJECTIVES[DEFAULT[m.adapter.objective]].draw
+    draw = OBJECTIVES[own_objective(type(m.adapter))].draw
     prompts, targets, kept = [], [], []
     for pair in pairs:
         ids = torch.tensor([m.encoding(pair.forward.text).ids] * draws)
         generator = torch.Generator().manual_seed(pair.fact)  # the same draws in whatever batch
-        shown, weight = draw(m, ids, torch.ones_like(ids, dtype=torch.bool), generator)
+        everywhere = torch.ones_like(ids, dtype=torch.bool)
+        shown, weight = draw(m, Statements(ids, everywhere, everywhere), generator)
         prompts += list(shown)
         targets += list(ids)
         kept += list(weight)

@@ -17,6 +17,7 @@ from rcprobe.probing.batch import Batch, collate
 from rcprobe.probing.capture import capture
 from rcprobe.probing.captured import model_inputs
 from rcprobe.probing.storage import misplaced
+from rcprobe.training.objectives import misnamed_loss
 
 LENGTH = 8
 STEPS = (0, -1, 1)  # from the declared row
@@ -48,7 +49,7 @@ def verify(m: LoadedModel) -> tuple[Check, ...]:
 
 def checked(m: LoadedModel) -> Iterator[Check]:
     """The checks one after another, failed ones too."""
-    declared = misdeclarations(type(m.adapter))
+    declared = misdeclarations(type(m.adapter)) or misnamed_loss(type(m.adapter))
     if declared:
         yield Check("declarations", False, declared)
         return

@@ -1,7 +1,7 @@
 """Training losses as data: what a model is shown, and how much each token counts. Shapes: B prompts, L length,
 V vocabulary.
 
-A masked objective draws which tokens are masked, among those that may be. Of ``may``, n is a statement's count.
+A masked objective draws which tokens are masked, among those that may be; n is their number in a statement.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,90 +12,110 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from rcprobe.adapter import Adapter
 from rcprobe.errors import UnknownNameError, UsageError
 from rcprobe.loaded import LoadedModel
 from rcprobe.training.config import TrainConfig
 
 LEAST_NOISE = 1e-3
 BERT_SHARE = 0.15
+CART_P = 0.1
 
 Asked = tuple[Int[Tensor, "B L"], Float[Tensor, "B L"]]
 
 
-def t_dce(m: LoadedModel, ids: Int[Tensor, "B L"], may: Bool[Tensor, "B L"], generator: torch.Generator) -> Asked:
+@dataclass(frozen=True)
+class Statements:
+    """Texts to train on: their tokens, which of them are no padding, and which may be masked (of those)."""
+
+    ids: Int[Tensor, "B L"]
+    real: Bool[Tensor, "B L"]
+    may: Bool[Tensor, "B L"]
+
+
+def t_dce(m: LoadedModel, s: Statements, generator: torch.Generator) -> Asked:
     """t uniform, each token masked with probability p = (1 − ε)t + ε, cross-entropy of masked tokens weighted by 1/p,
     summed over a sequence, averaged over the batch. RADD's t-DCE (Ou et al., 2025), with LLaDA's floor ε = 0.001
     (Nie et al., 2025).
     """
-    p = _uniform(ids, 1, generator) * (1 - LEAST_NOISE) + LEAST_NOISE
-    masked = (_uniform(ids, ids.shape[1], generator) < p) & may
-    return _hidden(m, ids, masked), _predicted(m, masked) / (p * len(ids))
+    p = _rate(s, generator) * (1 - LEAST_NOISE) + LEAST_NOISE
+    masked = (_each(s, generator) < p) & s.may
+    return _hidden(m, s, masked), _predicted(m, masked) / (p * len(s.ids))
 
 
-def lambda_dce(m: LoadedModel, ids: Int[Tensor, "B L"], may: Bool[Tensor, "B L"], generator: torch.Generator) -> Asked:
+def lambda_dce(m: LoadedModel, s: Statements, generator: torch.Generator) -> Asked:
     """λ uniform in (0, 1], each token masked with probability λ, weighted by 1/λ: t-DCE with the share of masked
     tokens for its time, and no floor. RADD's λ-DCE (Ou et al., 2025).
     """
-    rate = 1 - _uniform(ids, 1, generator)
-    masked = (_uniform(ids, ids.shape[1], generator) < rate) & may
-    return _hidden(m, ids, masked), _predicted(m, masked) / (rate * len(ids))
+    rate = 1 - _rate(s, generator)
+    masked = (_each(s, generator) < rate) & s.may
+    return _hidden(m, s, masked), _predicted(m, masked) / (rate * len(s.ids))
 
 
-def k_dce(m: LoadedModel, ids: Int[Tensor, "B L"], may: Bool[Tensor, "B L"], generator: torch.Generator) -> Asked:
+def k_dce(m: LoadedModel, s: Statements, generator: torch.Generator) -> Asked:
     """k uniform in 1 … n, exactly k tokens masked, weighted by n/k: any-order autoregression, all orders at once.
     RADD's k-DCE (Ou et al., 2025).
     """
-    n = may.sum(dim=1, keepdim=True)
-    k = (_uniform(ids, 1, generator) * n).long() + 1
-    masked = _exactly(k, ids, may, generator)
-    return _hidden(m, ids, masked), _predicted(m, masked) * n / (k * len(ids))
+    n = s.may.sum(dim=1, keepdim=True)
+    k = (_rate(s, generator) * n).long() + 1
+    masked = _exactly(k, s, generator)
+    return _hidden(m, s, masked), _predicted(m, masked) * n / (k * len(s.ids))
 
 
-def uniform_mlm(m: LoadedModel, ids: Int[Tensor, "B L"], may: Bool[Tensor, "B L"], generator: torch.Generator) -> Asked:
+def uniform_mlm(m: LoadedModel, s: Statements, generator: torch.Generator) -> Asked:
     """A masked LM at a rate drawn uniformly: as λ-DCE masks, but every masked token of the batch counts alike, and
     sparse masks are no heavier. Mask-Predict's training (Ghazvininejad et al., 2019), with a rate for its count.
     """
-    masked = (_uniform(ids, ids.shape[1], generator) < 1 - _uniform(ids, 1, generator)) & may
-    return _hidden(m, ids, masked), _mean(_predicted(m, masked))
+    masked = (_each(s, generator) < 1 - _rate(s, generator)) & s.may
+    return _hidden(m, s, masked), _mean(_predicted(m, masked))
 
 
-def bert_mlm(m: LoadedModel, ids: Int[Tensor, "B L"], may: Bool[Tensor, "B L"], generator: torch.Generator) -> Asked:
+def bert_mlm(m: LoadedModel, s: Statements, generator: torch.Generator) -> Asked:
     """15 % of the tokens, at least one, are asked for: of them 80 % are masked, 10 % replaced by a random token and
     10 % shown as they are; the mean over them. BERT's masked LM (Devlin et al., 2019).
     """
-    k = (BERT_SHARE * may.sum(dim=1, keepdim=True)).round().long().clamp(min=1)
-    chosen = _exactly(k, ids, may, generator)
-    fate = _uniform(ids, ids.shape[1], generator)
-    drawn = torch.randint(m.vocabulary - 1, ids.shape, generator=generator).to(ids.device)
+    k = (BERT_SHARE * s.may.sum(dim=1, keepdim=True)).round().long().clamp(min=1)
+    chosen = _exactly(k, s, generator)
+    fate = _each(s, generator)
+    drawn = torch.randint(m.vocabulary - 1, s.ids.shape, generator=generator).to(s.ids.device)
     other = drawn + (drawn >= _mask(m))  # any token but the mask
-    shown = _hidden(m, ids, chosen & (fate < 0.8))
+    shown = _hidden(m, s, chosen & (fate < 0.8))
     return torch.where(chosen & (fate >= 0.9), other, shown), _mean(_predicted(m, chosen))
 
 
-def single_mask(m: LoadedModel, ids: Int[Tensor, "B L"], may: Bool[Tensor, "B L"], generator: torch.Generator) -> Asked:
+def single_mask(m: LoadedModel, s: Statements, generator: torch.Generator) -> Asked:
     """Exactly one token of each statement masked, the mean over statements: the paper's probe as a training
     objective (§3), k-DCE at k = 1 without its weight.
     """
-    masked = _exactly(torch.ones_like(ids[:, :1]), ids, may, generator)
-    return _hidden(m, ids, masked), _mean(_predicted(m, masked))
+    masked = _exactly(torch.ones_like(s.ids[:, :1]), s, generator)
+    return _hidden(m, s, masked), _mean(_predicted(m, masked))
 
 
-def next_token(m: LoadedModel, ids: Int[Tensor, "B L"], may: Bool[Tensor, "B L"], generator: torch.Generator) -> Asked:
+def cart(m: LoadedModel, s: Statements, generator: torch.Generator) -> Asked:
+    """t uniform, each token masked with probability t; the mean over masked tokens of the batch, each weighted by
+    ½ Σ p (1 − p)^(d − 1) over the tokens that are shown, d places away, with p = 0.1: what has more context around it
+    counts more, and a statement that is masked whole doesn't count. Dream's context-adaptive noise rescheduling
+    (Ye et al., 2025, Eq. 5; p as in its released fine-tuning).
+    """
+    masked = (_each(s, generator) < _rate(s, generator)) & s.may
+    places = torch.arange(s.ids.shape[1], device=s.ids.device)
+    distance = (places[:, None] - places).abs()
+    near = CART_P * (1 - CART_P) ** (distance - 1) / 2
+    return _hidden(m, s, masked), (s.real & ~masked).to(near.dtype) @ near * _mean(_predicted(m, masked))
+
+
+def next_token(m: LoadedModel, s: Statements, generator: torch.Generator) -> Asked:
     """Next-token cross-entropy, averaged over the tokens that some row predicts (Radford et al., 2019)."""
-    return ids, _mean(_predicted(m, may))
+    return s.ids, _mean(_predicted(m, s.may))
 
 
 @dataclass(frozen=True)
 class Objective:
-    """A training loss by name: for which kind of model it is, and what draws the masks and weights of a batch.
-
-    ``hides``: every token that is asked for is shown as the mask.
-    """
+    """A training loss by name: for which kind of model it is, and what draws the masks and weights of a batch."""
 
     name: str
     kind: Literal["masked", "causal"]
-    draw: Callable[[LoadedModel, Tensor, Tensor, torch.Generator], Asked]
-    hides: bool = True
+    draw: Callable[[LoadedModel, Statements, torch.Generator], Asked]
 
 
 OBJECTIVES: Mapping[str, Objective] = {
@@ -105,20 +125,32 @@ OBJECTIVES: Mapping[str, Objective] = {
         Objective("lambda-dce", "masked", lambda_dce),
         Objective("k-dce", "masked", k_dce),
         Objective("uniform-mlm", "masked", uniform_mlm),
-        Objective("bert-mlm", "masked", bert_mlm, hides=False),
+        Objective("bert-mlm", "masked", bert_mlm),
         Objective("single-mask", "masked", single_mask),
-        Objective("next-token", "causal", next_token, hides=False),
+        Objective("cart", "masked", cart),
+        Objective("next-token", "causal", next_token),
     )
 }
 DEFAULT = {"masked": "t-dce", "causal": "next-token"}
 
 
+def own_objective(family: type[Adapter]) -> str:
+    """The name of the objective that a family is trained with, unless a config says otherwise."""
+    return family.loss or DEFAULT[family.objective]
+
+
+def misnamed_loss(family: type[Adapter]) -> str:
+    """What is wrong with the loss that a family names; empty where nothing is."""
+    fitting = [o.name for o in OBJECTIVES.values() if o.kind == family.objective]
+    return "" if own_objective(family) in fitting else f"loss is {family.loss!r}; use {', '.join(fitting)}"
+
+
 def objective_of(m: LoadedModel, config: TrainConfig) -> Objective:
-    """The objective that a model is trained with: the config's, or its family's default.
+    """The objective that a model is trained with: the config's, or its family's own.
 
     Raises ``UnknownNameError``; ``UsageError`` for one of the other kind, or for masks where nothing is masked.
     """
-    name = config.objective or DEFAULT[m.adapter.objective]
+    name = config.objective or own_objective(type(m.adapter))
     if name not in OBJECTIVES:
         raise UnknownNameError("objective", name, OBJECTIVES)
     objective = OBJECTIVES[name]
@@ -133,16 +165,9 @@ def objective_of(m: LoadedModel, config: TrainConfig) -> Objective:
     return objective
 
 
-def training_loss(
-    m: LoadedModel,
-    objective: Objective,
-    ids: Int[Tensor, "B L"],
-    real: Bool[Tensor, "B L"],
-    may: Bool[Tensor, "B L"],
-    generator: torch.Generator,
-) -> Float[Tensor, ""]:
-    """The loss of an objective on statements; ``real`` is false on padding, ``may`` on what is never masked."""
-    return weighted_loss(m, ids, real, *objective.draw(m, ids, may, generator))
+def training_loss(m: LoadedModel, objective: Objective, s: Statements, generator: torch.Generator) -> Float[Tensor, ""]:
+    """The loss of an objective on statements."""
+    return weighted_loss(m, s.ids, s.real, *objective.draw(m, s, generator))
 
 
 def weighted_loss(
@@ -169,16 +194,20 @@ def weighted_cross_entropy(
     return (losses.view_as(weights) * weights).sum(dim=-1)
 
 
-def _uniform(ids: Int[Tensor, "B L"], columns: int, generator: torch.Generator) -> Float[Tensor, "B C"]:
-    return torch.rand(len(ids), columns, generator=generator).to(ids.device)
+def _rate(s: Statements, generator: torch.Generator) -> Float[Tensor, "B 1"]:
+    """A number from [0, 1) for each statement."""
+    return torch.rand(len(s.ids), 1, generator=generator).to(s.ids.device)
 
 
-def _exactly(
-    k: Int[Tensor, "B 1"], ids: Int[Tensor, "B L"], may: Bool[Tensor, "B L"], generator: torch.Generator
-) -> Bool[Tensor, "B L"]:
-    """k tokens of each statement, every choice of them as likely."""
-    drawn = _uniform(ids, ids.shape[1], generator).masked_fill(~may, 2.0)
-    return (drawn.argsort(dim=1).argsort(dim=1) < k) & may
+def _each(s: Statements, generator: torch.Generator) -> Float[Tensor, "B L"]:
+    """A number from [0, 1) for each token."""
+    return torch.rand(s.ids.shape, generator=generator).to(s.ids.device)
+
+
+def _exactly(k: Int[Tensor, "B 1"], s: Statements, generator: torch.Generator) -> Bool[Tensor, "B L"]:
+    """k maskable tokens of each statement, every choice of them as likely."""
+    drawn = _each(s, generator).masked_fill(~s.may, 2.0)
+    return (drawn.argsort(dim=1).argsort(dim=1) < k) & s.may
 
 
 def _mask(m: LoadedModel) -> int:
@@ -186,8 +215,8 @@ def _mask(m: LoadedModel) -> int:
     return m.mask_id
 
 
-def _hidden(m: LoadedModel, ids: Int[Tensor, "B L"], masked: Bool[Tensor, "B L"]) -> Int[Tensor, "B L"]:
-    return ids.masked_fill(masked, _mask(m))
+def _hidden(m: LoadedModel, s: Statements, masked: Bool[Tensor, "B L"]) -> Int[Tensor, "B L"]:
+    return s.ids.masked_fill(masked, _mask(m))
 
 
 def _mean(predicted: Bool[Tensor, "B L"]) -> Float[Tensor, "B L"]:

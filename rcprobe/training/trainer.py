@@ -13,7 +13,7 @@ from rcprobe.errors import TrainingError, UsageError
 from rcprobe.facts import Fact
 from rcprobe.loaded import LoadedModel
 from rcprobe.training.config import TrainConfig
-from rcprobe.training.objectives import objective_of, weighted_loss
+from rcprobe.training.objectives import Statements, objective_of, weighted_loss
 from rcprobe.training.processes import Processes, enough, processes
 from rcprobe.training.state import Keeper, Randomness, State, pack, unpack
 from rcprobe.training.statements import forward_statements, maskable_tokens
@@ -77,10 +77,10 @@ def train(
             for step in range(done + 1, stop + 1):
                 drawn = torch.randint(len(ids), (config.batch_size,), generator=generator)
                 longest = int(real[drawn].sum(dim=1).max())
-                batch, whole, free = (tensor[drawn, :longest].to(m.device) for tensor in (ids, real, may))
+                batch = Statements(*(tensor[drawn, :longest].to(m.device) for tensor in (ids, real, may)))
                 optimiser.param_groups[0]["lr"] = config.lr_at(step)
                 optimiser.zero_grad()
-                asked = (batch, whole, *objective.draw(m, batch, free, generator))
+                asked = (batch.ids, batch.real, *objective.draw(m, batch, generator))
                 losses.append(_backward(m, config, team, parameters, asked))
                 nn.utils.clip_grad_norm_(parameters, config.clip, foreach=True)
                 optimiser.step()

@@ -25,7 +25,7 @@ class Dream(Adapter):
     """Dream: masked, full attention; token i is read from position i − 1, so a bos goes before everything."""
 
     name = "dream"
-    objective, attention, shift = "masked", "full", 1
+    objective, attention, shift, loss = "masked", "full", 1, "cart"
     architecture = "Qwen2ForCausalLM"
     mask_token = MASK
     groups = DECODER_GROUPS

@@ -18,7 +18,7 @@ from rcprobe.errors import UsageError
 from rcprobe.facts import Fact
 from rcprobe.loaded import LoadedModel
 from rcprobe.training import Checkpoint, TrainConfig
-from rcprobe.training.objectives import objective_of, weighted_cross_entropy
+from rcprobe.training.objectives import Statements, objective_of, weighted_cross_entropy
 from rcprobe.training.statements import forward_statements, maskable_tokens
 from rcprobe.training.trainer import Average, adamw
 from rcprobe_plugins.models.blocks import TinyModel
@@ -82,8 +82,8 @@ def record(
         asked = []
         for generator in generators:
             drawn = torch.randint(len(ids), (config.batch_size,), generator=generator)
-            statements = ids[drawn].to(m.device)
-            asked.append((statements, *objective.draw(m, statements, may[drawn].to(m.device), generator)))
+            batch = Statements(*(tensor[drawn].to(m.device) for tensor in (ids, real, may)))
+            asked.append((batch.ids, *objective.draw(m, batch, generator)))
         loss = _losses(m, masks, named(layout, flat), *(torch.stack(tensors) for tensors in zip(*asked, strict=True)))
         (flat.grad,) = torch.autograd.grad(loss.sum(), flat)
         norm = flat.grad.norm(dim=1, keepdim=True)
