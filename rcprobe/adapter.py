@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from rcprobe.errors import AdapterError, OptionError
+from rcprobe.errors import AdapterError, OptionError, UsageError
 
 Options = Mapping[str, Any]
 
@@ -124,16 +124,19 @@ class Adapter:
     def lora_modules(self, model: nn.Module, targets: Sequence[str] = ()) -> tuple[str, ...]:
         """Dotted names of the linear modules that ``targets``, or ``lora_targets``, name: peft's, to the letter.
 
-        Raises ``AdapterError`` for a target that names none: peft would leave it out without a word.
+        One that names none is refused, peft would leave it out without a word: with ``UsageError`` of ``targets``,
+        with ``AdapterError`` of the family's own.
         """
         from transformers.pytorch_utils import Conv1D
 
-        targets = tuple(targets) or self.lora_targets
         names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
-        for target in targets:
+        for target in targets or self.lora_targets:
             if not any(re.search(target, name) for name in names):
-                raise AdapterError(f"{self.name}: lora_targets: {target!r} names no linear module of this model")
-        return tuple(name for name in names if any(re.search(target, name) for target in targets))
+                lost = f"{target!r} names no linear module of this model"
+                if targets:
+                    raise UsageError(f"targets: {lost}, which has {', '.join(_endings(names))}")
+                raise AdapterError(f"{self.name}: lora_targets: {lost}")
+        return tuple(name for name in names if any(re.search(target, name) for target in targets or self.lora_targets))
 
     def mask_id(self, model: nn.Module, tokenizer: Any) -> int | None:
         """The id of the mask token, or None for a causal model. Raises ``AdapterError`` where it isn't known."""
@@ -164,6 +167,11 @@ class Adapter:
         forbidden = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
         forbidden[mask_id] = True
         return logits.masked_fill(forbidden, -torch.inf)
+
+
+def _endings(names: Sequence[str]) -> list[str]:
+    """The last parts of dotted names, each once."""
+    return list(dict.fromkeys(name.rpartition(".")[2] for name in names))
 
 
 def misdeclarations(family: type[Adapter]) -> str:

@@ -54,10 +54,13 @@ def load(
     named = not isinstance(model, nn.Module) and str(model) in registry().names("models")
     if (isinstance(model, nn.Module) or named) and how != Reading():
         raise UsageError(
-            "revision=, device_map=, quantization_config= and allow_pickle= are for checkpoints: a folder or a hub id"
+            "revision=, device_map=, quantization_config= and allow_pickle= (--revision, --allow-pickle) are for "
+            "checkpoints: a folder or a hub id"
         )
     if named and adapter is not None:
-        raise UsageError(f"adapter= is for a checkpoint or a module of your own; {model} is a family by itself")
+        raise UsageError(
+            f"an adapter (adapter=, --adapter) is for a checkpoint or a module of your own; {model} is a family itself"
+        )
     try:
         if isinstance(model, nn.Module):
             family = registry().checked("models", adapter, Adapter) if isinstance(adapter, str) else adapter
@@ -140,7 +143,8 @@ def _tokenizer(family: type[Adapter], at: Path) -> Any:
             return gguf_tokenizer(at) if at.is_file() else family.tokenizer(at)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise UsageError(
-            f"{at}: {family.name}: no tokenizer could be read ({str(error).splitlines()[0]}); pass tokenizer="
+            f"{at}: {family.name}: no tokenizer could be read ({str(error).splitlines()[0]}); put its "
+            "tokenizer.json there, or pass tokenizer= in Python"
         ) from error
 
 

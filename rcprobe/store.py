@@ -160,7 +160,7 @@ def open_run(out: str | Path, *, resume: Literal["auto", "never"] = "auto", fres
     can't be written or holds other files, ``RunError`` if another process writes there.
     """
     if not str(out).strip():
-        raise UsageError("the folder for the results has an empty name; leave out= away to keep nothing")
+        raise UsageError("the folder for the results has an empty name; leave it away (out=, --out) to keep nothing")
     path = fresh_folder(Path(out)) if fresh else Path(out)
     try:
         make_folder(path)

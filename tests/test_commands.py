@@ -30,7 +30,7 @@ def report(folder):
 def test_the_same_command_gives_the_same_report_at_once(kept):
     done = call(*RUN, "--json", "--out", str(kept))
     assert done.code is None
-    assert done.err == f"{kept} holds 4 of 4 steps\n"
+    assert done.err == f"{kept} holds 4 of 4 probed steps\n"
     assert strict(done.out) == report(kept)
     assert call(*RUN, "--quiet", "--out", str(kept)).err == ""
 

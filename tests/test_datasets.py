@@ -96,7 +96,9 @@ def test_a_fact_is_trained_or_held_out(tmp_path):
 
 def test_rows_that_are_no_facts_are_named_or_left_out_and_counted(tmp_path):
     path = written(tmp_path / "x.csv", "city,country", "Oslo,Norway", ",Peru", "Rome,Italy", "Bern,")
-    with pytest.raises(DataError, match=r"x\.csv:3: city is empty \(skip_invalid=true leaves such rows out\)"):
+    with pytest.raises(
+        DataError, match=r"x\.csv:3: city is empty \(the option skip_invalid=true leaves such rows out\)"
+    ):
         table(str(path), **COLUMNS)
     dataset = table(str(path), skip_invalid=True, **COLUMNS)
     assert [f.a for f in dataset.facts] == ["Oslo", "Rome"]

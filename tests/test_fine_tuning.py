@@ -96,7 +96,7 @@ def test_a_model_that_is_not_to_keep_its_adapters_is_what_it_was():
 
 
 def test_targets_that_name_nothing_and_families_without_any_are_refused():
-    with pytest.raises(AdapterError, match="'no_such' names no linear module"):
+    with pytest.raises(UsageError, match="'no_such' names no linear module of this model, which has q_proj, k_proj"):
         rcprobe.run(llama(), LETTERS, metrics=[], train=replace(LORA, targets=("no_such",)), progress=False)
     bare = load("gpt2-mini", options=RADD)
     bare.adapter.lora_targets = ()

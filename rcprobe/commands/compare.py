@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rcprobe.commands.output import say
+from rcprobe.commands.output import write_out
 from rcprobe.errors import UsageError
 
 if TYPE_CHECKING:
@@ -40,8 +40,6 @@ def compare_command(
 
     Example: rcprobe compare runs/rope runs/alibi --out compare.html
     """
-    from rcprobe.files import make_folder, write_bytes
-
     if out is not None and not out.strip():
         raise UsageError("--out: the name is empty")
     kind, path = _target(format, out)
@@ -57,9 +55,7 @@ def compare_command(
     if path is None:
         sys.stdout.write(text)
         return
-    make_folder(path.parent)
-    write_bytes(path, text.encode())
-    say(f"wrote {path}", err=True)
+    write_out(path, text)
 
 
 def _target(format: Format | None, out: str | None) -> tuple[Format | None, Path | None]:

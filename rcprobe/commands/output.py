@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -36,6 +37,19 @@ def bars_for_people(show: bool) -> None:
 
     disable_progress_bar()
     disable_progress_bars()
+
+
+def write_out(path: Path, text: str) -> None:
+    """Write a file that was asked for by name, and say so. Raises ``UsageError`` where that can't be."""
+    from rcprobe.errors import RunError, UsageError
+    from rcprobe.files import make_folder, write_bytes
+
+    try:
+        make_folder(path.parent)
+        write_bytes(path, text.encode())
+    except RunError as error:
+        raise UsageError(str(error)) from error
+    say(f"wrote {path}", err=True)
 
 
 def duration(seconds: float) -> str:

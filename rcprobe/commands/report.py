@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rcprobe.commands.output import say
+from rcprobe.commands.output import write_out
 from rcprobe.errors import UsageError
 
 
@@ -29,7 +29,6 @@ def report_command(
 
     Example: rcprobe report runs/alibi --format html --out alibi.html
     """
-    from rcprobe.files import write_bytes
     from rcprobe.report import load_report
     from rcprobe.report.export import to_csv, to_latex, to_markdown
     from rcprobe.report.html import page
@@ -44,8 +43,7 @@ def report_command(
     if path is None:
         sys.stdout.write(text)
         return
-    write_bytes(path, text.encode())
-    say(f"wrote {path}", err=True)
+    write_out(path, text)
 
 
 def _target(format: Format | None, path: Path) -> Path:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rcprobe.commands.output import bars_for_people, duration, print_json, say, tell_failures
+from rcprobe.commands.refuse import refuse
 from rcprobe.config import FINE_TUNING, RunConfig, read_config
 from rcprobe.errors import UsageError
 from rcprobe.plugins import registry
@@ -109,9 +110,7 @@ def run_command(
     asked = (read_config(config) if config is not None else RunConfig()).with_flags(flags)
     if train is not None:
         asked = replace(asked, train={**FINE_TUNING, **asked.train, "method": train})
-    for name in ("model", "dataset"):
-        if not getattr(asked, name).strip():
-            raise UsageError(f"no {name} is named; rcprobe run MODEL DATASET, or {name} = … in the file of --config")
+    refuse(asked, config)
     if asked.revisions is not None:
         _check_history(asked)
     show = not (quiet or as_json)
@@ -124,7 +123,11 @@ def run_command(
         elif not quiet:
             _print_cost(asked, cost)
     else:
-        _run(asked, fresh=fresh, show=show, as_json=as_json, quiet=quiet)
+        try:
+            _run(asked, fresh=fresh, show=show, as_json=as_json, quiet=quiet)
+        except KeyboardInterrupt:
+            _tell_what_is_there(None if fresh else asked.out, "; the same command goes on with it")
+            raise
     tell_failures(told)
 
 
@@ -222,12 +225,12 @@ def _print_cost(asked: RunConfig, cost: "Cost") -> None:
         say(f"{name:<11} {text}")
 
 
-def _tell_what_is_there(out: str | None) -> None:
+def _tell_what_is_there(out: str | None, way_on: str = "") -> None:
     from rcprobe.store import MANIFEST, RunFolder
 
     if out and (Path(out) / MANIFEST).exists():
         done, of = RunFolder(Path(out)).progress()
-        say(f"{out} holds {done} of {of} steps", err=True)
+        say(f"{out} holds {done} of {of} probed steps{way_on}", err=True)
 
 
 def _training(steps: int | None, rates: list[float]) -> dict[str, Any] | None:

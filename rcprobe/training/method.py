@@ -21,8 +21,8 @@ from rcprobe.training.trainer import trained_parameters
 def adapted(m: LoadedModel, config: TrainConfig, seed: int, *, keep: bool) -> Iterator[None]:
     """The model as ``config.method`` trains it: with "lora" under fresh adapters, drawn from the seed.
 
-    With ``keep`` it stays so after, unless an error ended it; else it is what it was. Raises ``AdapterError`` for
-    ``targets`` that name nothing, ``UsageError`` for a model that has adapters already.
+    With ``keep`` it stays so after, unless an error ended it; else it is what it was. Raises ``UsageError`` for
+    ``targets`` that name nothing or a model that has adapters already, ``AdapterError`` for a family without targets.
     """
     if config.method == "full":
         yield

@@ -49,7 +49,9 @@ def parent_child(
             facts.append(_fact(row, direction))
         except DataError as error:
             if not skip_invalid:
-                raise DataError(f"{file}:{line}: {error} (skip_invalid=true leaves such rows out)") from error
+                raise DataError(
+                    f"{file}:{line}: {error} (the option skip_invalid=true leaves such rows out)"
+                ) from error
             wrong += 1
     facts, repeated = without_duplicates(facts)
     facts = exchange(facts) if shuffled else with_answers(facts)

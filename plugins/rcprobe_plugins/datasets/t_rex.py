@@ -74,7 +74,9 @@ def _relation(folder: Path, relation: str, skip_invalid: bool) -> tuple[list[Fac
         except DataError as error:
             if not skip_invalid:
                 shown = json.dumps(row, ensure_ascii=False)
-                raise DataError(f"{triples}:{line}: {error} in {shown} (skip_invalid=true leaves it out)") from error
+                raise DataError(
+                    f"{triples}:{line}: {error} in {shown} (the option skip_invalid=true leaves it out)"
+                ) from error
             wrong.append(line)
     facts, repeated = without_duplicates(facts)
     facts, ambiguous = one_to_one(facts)

@@ -127,7 +127,9 @@ def _facts(path: str, rows: Sequence[Row], read: Callable[[Cells], Fact], skip: 
             facts.append(_of_two(read(row)))
         except DataError as error:
             if not skip:
-                raise DataError(f"{path}:{line}: {error} (skip_invalid=true leaves such rows out)") from error
+                raise DataError(
+                    f"{path}:{line}: {error} (the option skip_invalid=true leaves such rows out)"
+                ) from error
             wrong.append(f"line {line}: {error}")
     return facts, [f"{len(wrong)} rows of {without_path(path)} are no facts; the first, {wrong[0]}"] if wrong else []
 

@@ -35,7 +35,7 @@ def reproduce_tuned(
     """Fine-tune what a table or figure needs, print it, and with ``out`` keep it; ``dry_run`` only says what.
 
     Raises ``UsageError`` for flags that don't go together, and ``RcprobeError`` after all is printed and kept if a run
-    failed.
+    failed, or of a dry run would.
     """
     from rcprobe.cli import print_json
     from rcprobe.commands.output import bars_for_people
@@ -56,6 +56,9 @@ def reproduce_tuned(
             print_json(planned)
         elif not quiet:
             _print_plan(planned)
+        lacking = [row["run"] for row in planned["runs"] if row["missing"]]
+        if lacking:
+            raise RcprobeError(f"can't be run here yet: {'; '.join(lacking)}; what is missing is said above")
         return
     show = not (quiet or as_json)
     bars_for_people(show)

@@ -68,8 +68,10 @@ def command(
 
     if table not in (*TABLES, "reviews", "all"):
         raise UnknownNameError("table", table, (*TABLES, *TUNED, "reviews", "all"))
-    if mini or dry_run or model is not None or data is not None:
-        raise UsageError(f"--mini, --model, --data and --dry-run are of {', '.join(TUNED)}, not of {table}")
+    theirs = {"--mini": mini, "--model": model is not None, "--data": data is not None, "--dry-run": dry_run}
+    given = [flag for flag, is_given in theirs.items() if is_given]
+    if given:
+        raise UsageError(f"{given[0]} is of {', '.join(TUNED)}, not of {table}")
     if question:
         from rcprobe_plugins.studies.reviews.questions import known_questions
 
