@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -98,6 +99,7 @@ def test_a_dry_run_says_the_cost_and_leaves_nothing(tmp_path):
     assert not (tmp_path / "x").exists()
     cost = strict(call(*RUN, "--dry-run", "--json").out)
     assert (cost["steps"], cost["probes"], cost["facts"]) == (4, 4, 2)
+    assert cost["pairs"]["same_target"] == {"askable": 90, "of": 90}
     assert call(*RUN, "--dry-run", "--quiet").out == ""
 
 
@@ -202,6 +204,7 @@ def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path):
         _, err = running.communicate(timeout=60)
     assert running.returncode == 130
     assert "Traceback" not in err
+    assert re.search(r"run holds [01] of 2 probed steps; the same command goes on with it$", err, re.MULTILINE)
     assert "unfinished" in call("runs", "list", str(tmp_path)).out
 
 

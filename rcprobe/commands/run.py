@@ -119,7 +119,7 @@ def run_command(
     if dry_run:
         cost = _cost(asked, show)
         if as_json:
-            print_json(cost.__dict__)
+            print_json(_labelled(cost))
         elif not quiet:
             _print_cost(asked, cost)
     else:
@@ -205,6 +205,11 @@ def _cost(asked: RunConfig, show: bool) -> "Cost":
     data = rcprobe.load_dataset(asked.dataset, asked.dataset_options).limited(asked.limit)
     cost = estimate(_load(asked, show), data, resolve_metrics(asked.metrics), training, asked.seeds, asked.batch_size)
     return cost.times(len(asked.revisions)) if asked.revisions else cost
+
+
+def _labelled(cost: "Cost") -> dict[str, Any]:
+    pairs = {name: {"askable": can, "of": all_} for name, (can, all_) in cost.pairs.items()}
+    return {**cost.__dict__, "pairs": pairs}
 
 
 def _print_cost(asked: RunConfig, cost: "Cost") -> None:
