@@ -5,24 +5,30 @@ import math
 import re
 import shutil
 from dataclasses import fields, replace
+from io import StringIO
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import synthetic
+from rich.console import Console
 from scipy import stats
 from test_cli import call, refused, strict
 from test_html import CHROMIUM, Reader, browse
 
 import rcprobe
 from rcprobe.commands.compare import Format, _written
-from rcprobe.comparison import contrasts, figures, measures
+from rcprobe.comparison import contrasts, figures, grids, measures
+from rcprobe.comparison.export import sheet
 from rcprobe.comparison.html import page
+from rcprobe.comparison.terminal import print_comparison
 from rcprobe.differences import Difference
 from rcprobe.errors import UsageError
 from rcprobe.facts import Dataset
 from rcprobe.measured import PairTable
 from rcprobe.report import build
+from rcprobe.report.export import latex_table
+from rcprobe.report.panels import Point
 
 LIGHT = (synthetic.METRICS[2], synthetic.METRICS[4])  # dynamics and accuracy: quick to judge
 MOST = synthetic.METRICS[:3] + synthetic.METRICS[4:]
@@ -185,7 +191,7 @@ def test_too_few_replicates_are_said_and_get_no_p():
     assert (contrast.found, contrast.why) == ("too few", "12 groups of facts that share no name; a comparison needs 20")
     assert math.isnan(contrast.adjusted_p)
     assert not math.isnan(contrast.difference.low)
-    assert "too few replicates to say" in few.to_markdown()
+    assert f"all {len(few.contrasts)} rest on too few replicates." in few.to_markdown()
 
 
 def test_the_same_run_twice_is_never_told_apart():
@@ -259,7 +265,7 @@ def test_an_undefined_p_is_not_counted_as_tested(monkeypatch):
     assert {(c.found, c.why) for c in found.contrasts} == {
         ("too few", "its p is undefined: too few resamples have a value")
     }
-    assert "No difference was tested." in found.to_markdown()
+    assert "No difference could be tested: all " in found.to_markdown()
 
 
 # --- what can't be compared ---
@@ -399,6 +405,39 @@ def test_panels_of_one_dataset_share_their_scale_and_runs_without_a_value_keep_t
     assert panel.series[0].places == ("a", "b")
     assert math.isnan(panel.series[0].points[1].value)
     assert panel.margin == 0.02
+
+
+def test_on_one_dataset_every_table_calls_a_run_by_its_name(reports):
+    written = rcprobe.compare({"strong": reports["strong"], "weak": reports["weak"]}).to_markdown()
+    assert "| reading | pairing | strong | weak |" in written
+    assert "| dataset |" not in written.partition("## Runs")[0]
+
+
+def test_shares_stand_beside_their_intervals_or_above_them():
+    both = (Point(1.0, 0.84, 1.0), Point(0.0))
+    assert grids._cell(both, "beside") == "100.0 [84, 100] / 0.0"
+    assert grids._cell(both, "below") == "100.0 / 0.0\n[84, 100] / –"
+    assert grids._cell(both, "none") == "100.0 / 0.0"
+
+
+@pytest.mark.parametrize("width", [40, 70, 200])
+def test_no_terminal_is_so_narrow_that_words_are_broken(found, width):
+    """Names, numbers and verdicts stay whole; a table that can't hold them is told row by row."""
+    console = Console(file=StringIO(), width=width, highlight=False)
+    print_comparison(found, console)
+    printed = console.file.getvalue().split()
+    made = sheet(found, "below")
+    words = {
+        word for grid in made.grids for row in (grid.headings, *grid.rows) for cell in row for word in cell.split()
+    }
+    assert {word for word in words if len(word) < 30} <= {word.strip("│┃;") for word in printed}
+
+
+def test_latex_breaks_long_texts_where_a_line_is_too_short():
+    wide = latex_table("c", ("a", "b", "c"), [("word " * 20, "0.12", "word " * 10)], ())
+    assert re.search(r"tabular\}\{>.*p\{0\.\d\d\\linewidth\}l>.*p\{0\.\d\d\\linewidth\}\}", wide)
+    assert sum(map(float, re.findall(r"p\{(0\.\d\d)", wide))) < 1
+    assert r"\begin{tabular}{lll}" in latex_table("c", ("a", "b", "c"), [("word " * 5, "0.12", "word")], ())
 
 
 def test_rows_hold_every_number_once(found):

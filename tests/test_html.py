@@ -279,8 +279,8 @@ def test_intervals_over_seeds_are_those_of_student():
 
 def test_tables_for_papers_escape_what_they_must(report):
     markdown, latex, table = to_markdown(report), to_latex(report), to_csv(report)
-    assert "| routing (same\\_target) | r of scores | 0.8" in markdown
-    assert r"routing (same\_target) & r of scores & 0.8" in latex
+    assert "| routing (same target) | r of scores | 0.8" in markdown
+    assert "routing (same target) & r of scores & 0.8" in latex
     assert r"$\tilde W$[a, b]" in latex
     assert "present" in markdown
     rows = table.splitlines()

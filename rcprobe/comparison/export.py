@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 TITLE = "Runs compared"
 
 
-def sheet(found: "Comparison", intervals: bool) -> Sheet:
+def sheet(found: "Comparison", spans: grids.Spans) -> Sheet:
     """Answer, tables and notes, as terminals and LaTeX print them."""
     tables = [
-        grids.accuracy(found, intervals),
+        grids.accuracy(found, spans),
         grids.signatures(found),
         grids.differences(found),
         grids.refusals(found),
@@ -32,7 +32,7 @@ def sheet(found: "Comparison", intervals: bool) -> Sheet:
 
 def to_markdown(found: "Comparison") -> str:
     """The tables in Markdown."""
-    made = sheet(found, intervals=False)
+    made = sheet(found, "beside")
     parts = [f"# {made.title}\n", markdown_list([*made.answer, *made.notes])]
     for grid in made.grids:
         parts += [f"## {grid.title}\n", markdown_table(grid.headings, grid.rows)]
@@ -40,8 +40,8 @@ def to_markdown(found: "Comparison") -> str:
 
 
 def to_latex(found: "Comparison") -> str:
-    """The tables for booktabs; what isn't compared is said in comments, as tables of reasons are for no paper."""
-    made = sheet(found, intervals=False)
+    """The tables for booktabs and array; what isn't compared is said in comments: no paper has tables of reasons."""
+    made = sheet(found, "none")
     reasons = grids.refusals(found)
     kept = tuple(grid for grid in made.grids if grid.title != reasons.title)
     why = tuple(f"not compared: {', '.join(row)}" for row in reasons.rows)

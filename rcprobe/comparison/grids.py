@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rcprobe.comparison.contrasts import Contrast
 from rcprobe.comparison.measures import Measure
@@ -19,15 +19,23 @@ if TYPE_CHECKING:
     from rcprobe.comparison.comparison import Comparison
 
 
-def accuracy(found: "Comparison", intervals: bool) -> Grid:
-    """Datasets × models, forward / reverse in each cell; ``intervals`` adds a line with theirs."""
-    models = list(dict.fromkeys(run.model for run in found.runs))
+Spans = Literal["none", "beside", "below"]
+
+
+def accuracy(found: "Comparison", spans: Spans) -> Grid:
+    """Datasets × models, forward / reverse in each cell; ``spans`` says where their intervals go.
+
+    On one dataset a column is a run, and bears its name.
+    """
+    heads = {run.name: run.name if len(found.groups) == 1 else run.model for run in found.runs}
+    columns = list(dict.fromkeys(heads.values()))
     rows = []
     for line in found.matrix:
-        by_model = {run.model: line.cells[run.name] for run in found.runs if run.name in line.cells}
-        cells = [_cell(by_model[m], intervals) if m in by_model else "" for m in models]
+        under = {heads[name]: both for name, both in line.cells.items()}
+        cells = [_cell(under[head], spans) if head in under else "" for head in columns]
         rows.append((line.dataset, line.reading, line.pairing.replace("_", " "), *cells))
-    return Grid("Accuracy forward / reverse, in per cent", ("dataset", "reading", "pairing", *models), _once(rows, 1))
+    headings = ("dataset", "reading", "pairing", *columns)
+    return _of_datasets(found, "Accuracy forward / reverse, in per cent", headings, rows, 1)
 
 
 def signatures(found: "Comparison") -> Grid:
@@ -43,7 +51,7 @@ def signatures(found: "Comparison") -> Grid:
                     finding = next((f for f in signature.findings if f.condition == condition), None)
                     rows.append((group.label, *_signature(signature, finding, condition, run)))
     headings = ("dataset", "signature", "run", "estimate", "95 % interval", "matched", "control", "verdict")
-    return Grid("Signatures: estimate, what it is held against, verdict", headings, _once(rows, 2))
+    return _of_datasets(found, "Signatures: estimate, what it is held against, verdict", headings, rows, 2)
 
 
 def differences(found: "Comparison", contrasts: Iterable[Contrast] | None = None) -> Grid:
@@ -61,7 +69,7 @@ def differences(found: "Comparison", contrasts: Iterable[Contrast] | None = None
         for c in (found.contrasts if contrasts is None else contrasts)
     ]
     headings = ("dataset", "measure", "runs", "difference", "95 % interval", "p (Holm)", "the first is")
-    return Grid("Differences between runs", headings, _once(rows, 2))
+    return _of_datasets(found, "Differences between runs", headings, rows, 2)
 
 
 def refusals(found: "Comparison") -> Grid:
@@ -81,7 +89,7 @@ def refusals(found: "Comparison") -> Grid:
     for (dataset, names, why), titles in measures.items():
         said = [[title] if set(labels) == whole[dataset, title] else labels for title, labels in titles.items()]
         rows.append((dataset, "; ".join(label for labels in said for label in labels), names, why))
-    return Grid("Not compared, and why", ("dataset", "measure", "runs", "why"), tuple(rows))
+    return _of_datasets(found, "Not compared, and why", ("dataset", "measure", "runs", "why"), rows, 0)
 
 
 def runs(found: "Comparison") -> Grid:
@@ -126,10 +134,23 @@ def verdicts(found: "Comparison") -> tuple[list[str], list[tuple[str, str, list[
     return names, rows
 
 
-def _cell(both: tuple[Point, Point], intervals: bool) -> str:
-    said = " / ".join(per_cent(point.value) for point in both)
-    spans = [interval(point) or "–" for point in both]
-    return f"{said}\n{' / '.join(spans)}" if intervals and spans != ["–", "–"] else said
+def _of_datasets(
+    found: "Comparison", title: str, headings: tuple[str, ...], rows: Sequence[tuple[str, ...]], once: int
+) -> Grid:
+    """A table whose first column is the dataset, left out where there is one; ``once`` columns are said once."""
+    kept = _once(rows, once)
+    if len(found.groups) == 1:
+        headings, kept = headings[1:], tuple(row[1:] for row in kept)
+    return Grid(title, headings, kept)
+
+
+def _cell(both: tuple[Point, Point], spans: Spans) -> str:
+    values, intervals = [per_cent(point.value) for point in both], [interval(point) for point in both]
+    if spans == "none" or not any(intervals):
+        return " / ".join(values)
+    if spans == "below":
+        return f"{' / '.join(values)}\n{' / '.join(span or '–' for span in intervals)}"
+    return " / ".join(f"{value} {span}".strip() for value, span in zip(values, intervals, strict=True))
 
 
 def _signature(signature: Signature, finding: Finding | None, condition: Condition | None, run: str) -> tuple[str, ...]:

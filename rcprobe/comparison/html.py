@@ -24,7 +24,7 @@ def page(found: "Comparison") -> str:
         made=_made(found),
         answer=said.answer(found),
         notes=said.notes(found),
-        accuracy=grids.accuracy(found, intervals=True),
+        accuracy=grids.accuracy(found, "below"),
         asked=[(group.label, said.method(group), len(group.runs)) for group in groups],
         names=[_heading(found, name) for name in names],
         verdicts=[(dataset, run, [_short(s) for s in own]) for dataset, run, own in lines],

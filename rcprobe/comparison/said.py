@@ -105,11 +105,12 @@ def _tally(found: "Comparison") -> str:
     few, apart = len(found.contrasts) - len(tested), sum(c.found != "not told apart" for c in tested)
     if not found.contrasts:
         return "No two runs can be compared: the reasons are below."
-    said = "No difference was tested."
-    if tested:
-        holds = f"{apart} hold{'s' * (apart == 1)} after Holm’s correction over all of them"
-        said = f"Of {len(tested)} difference{'s'[: len(tested) != 1]} between two runs, {holds}."
-    return said + (f" {few} more {'rests' if few == 1 else 'rest'} on too few replicates to say." if few else "")
+    rest = "rests" if few == 1 else "rest"
+    if not tested:
+        return f"No difference could be tested: {'it' if few == 1 else f'all {few}'} {rest} on too few replicates."
+    holds = f"{apart} hold{'s' * (apart == 1)} after Holm’s correction over all of them"
+    said = f"Of {len(tested)} difference{'s'[: len(tested) != 1]} between two runs, {holds}."
+    return said + (f" {few} more {rest} on too few replicates to say." if few else "")
 
 
 def _scope(found: "Comparison") -> list[str]:

@@ -16,7 +16,7 @@ ROWS = 40  # of differences; beyond them only those that hold
 
 def print_comparison(found: "Comparison", console: Console | None = None) -> None:
     """Print accuracy, signatures, differences, what isn't compared, and the answer last."""
-    made = sheet(found, intervals=True)
+    made = sheet(found, "below")
     tables, notes = list(made.grids), list(made.notes)
     whole = grids.differences(found)
     if len(whole.rows) > ROWS:

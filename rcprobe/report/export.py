@@ -10,6 +10,8 @@ from rcprobe.report.tables import csv_text, results
 from rcprobe.visible import visible
 
 HEADINGS = ("", "measured", "estimate", "95 % interval", "margin", "control", "verdict")
+LINE, LETTER, GAP = 345, 4.4, 3  # points: a line of the class article, a letter of \\footnotesize, beside a column
+LONG = 20 * LETTER  # a text that may be broken
 _LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -56,17 +58,16 @@ def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> st
 
 
 def to_latex(report: Report) -> str:
-    """The results as a ``table`` for the package booktabs, notes and reasons as comments above it."""
+    """The results as a ``table`` for the packages booktabs and array, notes and reasons as comments above it."""
     comments = [*report.notes, *words.reasons(report.signatures.values())]
-    return latex_table(_subject(report), HEADINGS, _rows(report), comments, "llrrrrl")
+    return latex_table(_subject(report), HEADINGS, _rows(report), comments)
 
 
-def latex_table(
-    caption: str, headings: Sequence[str], rows: Sequence[Sequence[str]], comments: Sequence[str], columns: str
-) -> str:
-    """Rows of plain text as a ``table`` for the package booktabs, ``comments`` above it."""
+def latex_table(caption: str, headings: Sequence[str], rows: Sequence[Sequence[str]], comments: Sequence[str]) -> str:
+    """Rows of plain text as a ``table`` for the packages booktabs and array, ``comments`` above it."""
     lines = [f"% {visible(comment)}" for comment in comments]
-    lines += [r"\begin{table}", rf"\caption{{{_latex(caption)}}}", rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
+    lines += [r"\begin{table}", rf"\caption{{{_latex(caption)}}}", r"\footnotesize\setlength{\tabcolsep}{3pt}"]
+    lines += [rf"\begin{{tabular}}{{{_latex_columns(headings, rows)}}}", r"\toprule"]
     lines.append(" & ".join(map(_latex, headings)) + r" \\")
     lines.append(r"\midrule")
     lines += [_shielded(" & ".join(map(_latex, row))) + r" \\" for row in rows]
@@ -74,11 +75,24 @@ def latex_table(
     return "\n".join(lines) + "\n"
 
 
+def _latex_columns(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The columns' letters; where a line is too short for them, long texts go on below in their column."""
+    widths = [LETTER * max(len(row[i]) for row in (headings, *rows)) for i in range(len(headings))]
+    long = [width > LONG for width in widths]
+    wanted = sum(width for width, is_long in zip(widths, long, strict=True) if is_long)
+    left = LINE - 2 * GAP * len(widths) - (sum(widths) - wanted)
+    if wanted <= left:
+        return "l" * len(widths)
+    shares = [width / wanted * max(left, 0.65 * LONG * sum(long)) / LINE for width in widths]
+    broken = r">{{\raggedright\arraybackslash}}p{{{:.2f}\linewidth}}"
+    return "".join(broken.format(share) if is_long else "l" for share, is_long in zip(shares, long, strict=True))
+
+
 def _rows(report: Report) -> list[list[str]]:
     rows = []
     for row in results(report):
         cells = [
-            f"{row['what']} ({row['pairing']})",
+            f"{row['what']} ({row['pairing'].replace('_', ' ')})",
             row["measured"],
             f"{_number(row['value'])} {row['unit']}".strip() if row["unit"] else _number(row["value"]),
             "" if math.isnan(row["low"]) else f"{_number(row['low'])} to {_number(row['high'])}",

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 
 from rcprobe.files import strict
@@ -16,6 +17,8 @@ from rcprobe.report.figures import installed, write_figures
 from rcprobe.report.html import drawn, rendered
 from rcprobe.report.panels import FigureData
 from rcprobe.report.tables import csv_text
+
+UNBOUNDED = 10_000  # characters: no terminal is as wide
 
 
 @dataclass(frozen=True)
@@ -50,16 +53,31 @@ def print_sheet(sheet: Sheet, console: Console | None = None) -> None:
     console = console or Console(highlight=False)
     console.print(sheet.title, style="bold", soft_wrap=True, markup=False)
     for grid in sheet.grids:
-        table = Table(title=grid.title, title_justify="left", pad_edge=False)
-        for heading in grid.headings:
-            table.add_column(escape(heading), overflow="fold")
-        for row in grid.rows:
-            table.add_row(*map(escape, row))
-        console.print(table)
+        _print_grid(grid, console)
     for note in sheet.notes:
         console.print(f"note: {note}", soft_wrap=True, markup=False)
     for line in sheet.answer:
         console.print(line, style="bold", soft_wrap=True, markup=False)
+
+
+def _print_grid(grid: Grid, console: Console) -> None:
+    """A table, or row after row in words where the terminal is too narrow for its longest words."""
+    table = Table(title=grid.title, title_justify="left", pad_edge=False)
+    for heading in grid.headings:
+        table.add_column(escape(heading), overflow="fold")
+    for row in grid.rows:
+        table.add_row(*map(escape, row))
+    if table.__rich_measure__(console, console.options.update(width=UNBOUNDED)).minimum <= console.width:
+        console.print(table)
+        return
+    console.print(grid.title, style="italic", markup=False)
+    before: tuple[str, ...] = ()
+    for row in grid.rows:
+        said_above = next((i for i, cell in enumerate(row) if cell), 0)
+        whole = before[:said_above] + row[said_above:]
+        told = (f"{name} {cell}" for name, cell in zip(grid.headings, whole, strict=True) if cell)
+        console.print(Padding("; ".join(told).replace("\n", " "), (0, 0, 0, 2)), markup=False)
+        before = whole
 
 
 def save_sheet(sheet: Sheet, folder: Path) -> None:
@@ -75,11 +93,11 @@ def save_sheet(sheet: Sheet, folder: Path) -> None:
 
 
 def to_latex(sheet: Sheet) -> str:
-    """Every table of the sheet for the package booktabs, answer and notes as comments above the first."""
+    """Every table of the sheet for the packages booktabs and array, answer and notes as comments above the first."""
     said: Sequence[str] = (*sheet.answer, *sheet.notes)
     made = []
     for grid in sheet.grids:
-        made.append(latex_table(grid.title, grid.headings, grid.rows, said, "l" * len(grid.headings)))
+        made.append(latex_table(grid.title, grid.headings, grid.rows, said))
         said = ()
     return "\n".join(made)
 
