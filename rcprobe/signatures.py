@@ -27,6 +27,7 @@ from rcprobe.statistics import (
 Floats = NDArray[np.float64]
 MINIMUM = {"seed": 5, "fact": 20}  # replicates under which nothing is judged
 UNDEFINED_SHARE = 0.2
+RANGES = {"r": (-1.0, 1.0), "cosine": (-1.0, 1.0), "share": (0.0, 1.0)}  # unit → what a value of it can be
 PERMUTATIONS = {
     "seed": 50,
     "fact": 400,
@@ -168,7 +169,7 @@ def _contrast(condition: Condition, last: Sequence[Measured], first: Sequence[Me
     contrasts = [value - control if control is not None else value for value, control in per_seed]
     statistic = hedges_dz if condition.statistic == "effect_size" else weighted_mean
     if replicate == "seed":
-        estimate = over_seeds([statistic(x) for x in contrasts], condition.margin)
+        estimate = _possible(condition, over_seeds([statistic(x) for x in contrasts], condition.margin))
     else:
         clusters = fact_clusters(last[0])
         defined = ~np.isnan(np.stack(contrasts)).all(axis=0)
@@ -193,7 +194,7 @@ def _correlation(condition: Condition, last: Sequence[Measured], first: Sequence
     """The pooled correlation over facts inside (layer, head, δ→, δ←), freed of stratum means."""
     rows = [score_rows(condition, measured) for measured in last]
     if replicate == "seed":
-        estimate = over_seeds([score_correlation(*row).pooled for row in rows], condition.margin)
+        estimate = _possible(condition, over_seeds([score_correlation(*row).pooled for row in rows], condition.margin))
     else:
         estimate = over_clusters(
             lambda w: _mean([score_correlation(*row, weights=w).pooled for row in rows]),
@@ -214,6 +215,19 @@ def _correlation(condition: Condition, last: Sequence[Measured], first: Sequence
         permutation_p=_mean([p for p, _, _ in tests]),
         undefined_pairs=_undefined_share(condition, last),
     )
+
+
+def _possible(condition: Condition, estimate: Estimate) -> Estimate:
+    """The interval cut to what the unit allows: Student's t doesn't know that a correlation ends at 1."""
+    if condition.unit not in RANGES or condition.statistic == "effect_size":
+        return estimate
+    low, high = RANGES[condition.unit]
+    terms = 1 if condition.statistic == "correlation" else len(condition.columns) * (1 + condition.growth)
+    if terms > 1:
+        high = (high - low) * terms / 2
+        low = -high
+    low, high = min(low, estimate.value), max(high, estimate.value)  # a unit that isn't kept cuts nothing off
+    return replace(estimate, low=float(np.clip(estimate.low, low, high)), high=float(np.clip(estimate.high, low, high)))
 
 
 def score_rows(

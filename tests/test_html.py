@@ -103,14 +103,22 @@ def test_the_answer_comes_first_with_verdict_strength_and_control(read):
 
 
 def test_every_figure_has_panels_a_finding_and_a_description(read, html):
-    assert len(read.images) == 9
+    assert len(read.images) == 13
     assert all("The numbers follow" in label for label in read.images)
     asked = "(full vocabulary{} forward asks for b, reverse for a)"
     assert f"From the first step to the last {asked.format(';')}: forward query 0.01 → 0.8" in read.text
     assert f"At the last step {asked.format(',')}: forward query 100%; reverse query 50%." in read.text
     assert "At the last step, where both queries ask for a: 0.4" in read.text
     tables = re.findall(r'download="(\w+)\.csv" href="data:text/csv;base64,([^"]*)"', html)
-    assert [key for key, _ in tables] == ["probability", "accuracy", "distance", "heads", "cosine", "transfer"]
+    assert [key for key, _ in tables] == [
+        "probability",
+        "accuracy",
+        "signatures",
+        "distance",
+        "heads",
+        "cosine",
+        "transfer",
+    ]
     first = list(csv.DictReader(io.StringIO(base64.b64decode(tables[0][1]).decode())))
     assert list(first[0]) == ["panel", "series", "training step", "seed", "value", "low", "high"]
     assert first[0]["panel"].splitlines() == ["full vocabulary", "forward asks for b, reverse for a"]
@@ -259,7 +267,7 @@ def test_ten_thousand_facts_fit_a_page_that_reads_without_a_script():
 def test_figures_as_files_with_their_numbers(report, tmp_path):
     written = save_figures(report, tmp_path / "figures")
     names = {path.name for path in written}
-    for key in ("probability", "accuracy", "distance", "heads", "cosine"):
+    for key in ("probability", "accuracy", "signatures", "distance", "heads", "cosine"):
         assert {f"{key}.{kind}" for kind in ("svg", "png", "pdf", "csv")} <= names
     assert all(path.stat().st_size > 100 for path in written)
     again = save_figures(report, tmp_path / "again")

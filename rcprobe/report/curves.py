@@ -113,7 +113,7 @@ def _curve(
         )
         points.append(point)
         seeds.append(each)
-    return Series(label, style, tuple(float(s) for s in steps), tuple(points), _complete(seeds))
+    return Series(label, style, tuple(float(s) for s in steps), tuple(points), complete(seeds))
 
 
 def shares(report: Report, pairing: str, reading: str, way: int, style: Style) -> Series:
@@ -139,7 +139,7 @@ def shares(report: Report, pairing: str, reading: str, way: int, style: Style) -
         else:
             points.append(_over_seeds(shares, report.dataset.replicate == "seed"))
     each = [{seed: found[step] for seed, found in by_seed.items() if step in found} for step in steps]
-    return Series(f"{style} query", style, tuple(float(s) for s in steps), tuple(points), _complete(each))
+    return Series(f"{style} query", style, tuple(float(s) for s in steps), tuple(points), complete(each))
 
 
 def _over_facts(report: Report, measured: Sequence[Measured], column: str) -> Point:
@@ -159,7 +159,7 @@ def _over_seeds(shares: Sequence[float], interval: bool) -> Point:
     return clipped(Point(found.value, found.low, found.high), 0.0, 1.0)
 
 
-def _complete(steps: Sequence[dict[int, float]]) -> dict[int, tuple[float, ...]]:
+def complete(steps: Sequence[dict[int, float]]) -> dict[int, tuple[float, ...]]:
     """Each seed's values at every step, NaN where it has none; nothing for a single seed."""
     seeds = sorted({seed for step in steps for seed in step})
     if len(seeds) < 2:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rcprobe.errors import MissingExtraError
+from rcprobe.report.along import along
 from rcprobe.report.correlations import by_distance, by_head
 from rcprobe.report.cosines import cosines
 from rcprobe.report.curves import accuracy, probability
@@ -56,7 +57,8 @@ def figures(report: Report) -> list[FigureData]:
 
     What is measured on request alone has a figure where it was asked for.
     """
-    made = [probability(report), accuracy(report), by_distance(report), by_head(report), cosines(report)]
+    made = [probability(report), accuracy(report), along(report)]
+    made += [by_distance(report), by_head(report), cosines(report)]
     return [_defined(data) for data in (*made, foretold(report), knockouts(report)) if data is not None]
 
 
