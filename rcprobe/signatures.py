@@ -132,8 +132,9 @@ def _verdict(findings: Sequence[Finding], adjusted_p: float, replicate: str) -> 
     if any(f.undefined_pairs > UNDEFINED_SHARE for f in findings):
         return "undefined", f"over {UNDEFINED_SHARE:.0%} of the pairs have no value"
     if few < minimum:
-        unit = "seeds" if replicate == "seed" else "clusters of facts"
-        return "undefined", f"{few} {unit}; a verdict needs {minimum}"
+        one, many = ("seed", "seeds") if replicate == "seed" else ("cluster of facts", "clusters of facts")
+        who = f"no {one} has a value" if few == 0 else f"{few} {one if few == 1 else many}"
+        return "undefined", f"{who}; a verdict needs {minimum}"
     blank = next((f for f in findings if math.isnan(f.estimate.low) or math.isnan(f.estimate.high)), None)
     if blank is not None:
         alike = "too few facts are asked alike (wording, distances, tokens), or all score alike"

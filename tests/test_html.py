@@ -223,7 +223,7 @@ def test_a_run_without_a_finished_seed_says_nothing_else():
     for runs in ([], [SeedRun(0, (), "training diverged", "")]):
         text = Reader(page(synthetic.judged(data, runs))).text
         assert "No seed finished, so this run says nothing about the question." in text
-        assert text.count("Not drawn:") == 5
+        assert text.count("Not drawn:") == 6
         assert "Nothing was measured by a seed that finished." in text
         assert not re.search(r"\bnan\b", text)
 
@@ -232,7 +232,7 @@ def test_a_run_without_a_finished_seed_says_nothing_else():
 def test_undefined_numbers_are_said_never_drawn(replicate):
     text = Reader(page(synthetic.report(count=25, value=np.nan, replicate=replicate))).text
     assert not re.search(r"\bnan", text)
-    assert text.count("none of its values is defined") == 5
+    assert text.count("none of its values is defined") == 6
     assert "25 no value: it couldn't be asked" in text
     assert "forward accuracy is undefined (full vocabulary, same_target)" in text
 

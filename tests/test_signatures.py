@@ -76,6 +76,11 @@ def test_over_seeds_the_seed_is_the_replicate():
     (few,) = find(metric(SIZE), runs[:4], runs[:4], "seed")
     signature = judged((few,), "seed")
     assert (signature.verdict, signature.why) == ("undefined", "4 seeds; a verdict needs 5")
+    (one,) = find(metric(SIZE), runs[:1], runs[:1], "seed")
+    assert judged((one,), "seed").why == "1 seed; a verdict needs 5"
+    flat = [measured(0, 1, {"x": np.zeros(FACTS * TEMPLATES)})]  # no spread, no effect size
+    (none,) = find(metric(SIZE), flat, flat, "seed")
+    assert judged((none,), "seed").why == "no seed has a value; a verdict needs 5"
 
 
 def test_correlation_is_inside_strata_and_against_shuffled_facts():

@@ -59,6 +59,14 @@ def test_a_narrow_table_splits_no_word_of_ours_and_the_lines_below_name_signatur
     assert "routing (same_target) and dynamics (same_target): inconclusive, p is 0.07\n" in said
 
 
+def test_without_signatures_there_is_no_table_of_them():
+    console = Console(file=StringIO(), width=80, highlight=False)
+    plain = synthetic.report(count=12, seeds=1, steps=(0, 100), info={**NAMES, "train": None})
+    print_report(replace(plain, signatures={}, transfer=()), console)
+    assert "Accuracy" in console.file.getvalue()
+    assert "Signatures" not in console.file.getvalue()
+
+
 @pytest.mark.parametrize("command", [("runs", "show"), ("runs", "list")])
 def test_a_kept_run_is_listed_and_shown_without_steering_the_terminal(command, tmp_path):
     accuracy = synthetic.report(count=12, seeds=1, steps=(0, 100), info=NAMES)

@@ -25,8 +25,9 @@ def print_report(report: Report, console: Console | None = None) -> None:
     subject = f"{info['model']} on {info['dataset']}: {info['facts']} facts"
     _say(console, f"{subject}, {seeds} seed{'s'[: seeds != 1]}, {trained}")
     console.print(accuracy_table(report))
-    console.print(signature_table(report))
     signatures = report.signatures.values()
+    if signatures:
+        console.print(signature_table(report))
     for line in (*words.checks(signatures), *words.reasons(signatures), *lines(report)):
         _say(console, line)
     for pairing, reasons in report.excluded.items():
