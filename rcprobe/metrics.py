@@ -10,12 +10,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from traceback import extract_tb
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rcprobe.errors import PluginError
+from rcprobe.errors import PluginError, RcprobeError
 from rcprobe.facts import Pairing
 from rcprobe.plugins import registry
 
@@ -108,16 +110,18 @@ class Metric:
     def measure(self, seen: "Observation") -> Columns:
         """The metric's columns: [B] or [B, N, H] in float64, one value a pair, NaN where it is undefined.
 
-        Raises ``PluginError`` if the function returns another shape or an infinite value.
+        Raises ``PluginError`` if the function raises, or returns another shape or an infinite value.
         """
         try:
             found = self.function(seen)
-        except (TypeError, AttributeError) as error:
-            if "NoneType" not in str(error):
-                raise
-            named = ", ".join(sorted(self.reads))
+        except RcprobeError:
+            raise
+        except Exception as error:
+            at = extract_tb(error.__traceback__)[-1]
+            unread = f"; what its reads ({', '.join(sorted(self.reads))}) don't name is None in the observation"
             raise PluginError(
-                f"metric {self.name!r}: {error}; what its reads ({named}) don't name is None in the observation"
+                f"metric {self.name!r}: {type(error).__name__} at {Path(at.filename).name}:{at.lineno}: {error}"
+                f"{unread if 'NoneType' in str(error) else ''}"
             ) from error
         values = found if isinstance(found, Mapping) else {"value": found}
         for name, given in values.items():

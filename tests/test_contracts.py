@@ -113,7 +113,12 @@ def array(seen):
     return seen.log_probs[:, 1].numpy()
 
 
+def raising(seen):
+    return {}["no"]
+
+
 BAD_METRICS = {
+    "raises": (metric_of(raising), "metric", "KeyError at test_contracts.py:"),
     "reads what isn't": (metric_of(fine, reads={"log_prob"}), "reads", "'log_prob', which is none of a"),
     "draws": (metric_of(drawn), "repeatable", "measured twice, other values"),
     "makes up": (metric_of(zero_for_undefined), "undefined", "column 'value' has a number for a pair that couldn't"),

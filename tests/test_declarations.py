@@ -55,7 +55,7 @@ def test_an_adapter_is_taken_by_its_registered_name(tmp_path):
     assert inspect(str(folder), adapter="auto").why == "it is the one named"
     with pytest.raises(UsageError, match="no model is called 'qwne'; did you mean 'qwen'"):
         rcprobe.load(folder, adapter="qwne")
-    with pytest.raises(UsageError, match="radd is a family by itself"):
+    with pytest.raises(UsageError, match="radd is a family itself"):
         rcprobe.load("radd", adapter="llada")
     for other in ("gpt2", "llama", "radd"):
         with pytest.raises(AdapterError, match="--adapter"):

@@ -62,7 +62,11 @@ def checked(m: LoadedModel) -> Iterator[Check]:
     own = (_encoding,) if _encodings(m) else ()
     lost = "" if m.adapter.ov_circuit is None else misplaced(m.model, m.adapter.ov_circuit)
     if lost:
-        yield Check("ov_circuit", False, f"this model has no {lost}")
+        yield Check(
+            "ov_circuit",
+            False,
+            f"this model has no {lost}; correct the path, or set ov_circuit to None to go without storage",
+        )
     for check in (_mask, _attention, _padding, _weights, *own):
         yield check(m)
 
