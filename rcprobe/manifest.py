@@ -7,7 +7,7 @@ import platform
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -25,7 +25,7 @@ from rcprobe.plugins import registry
 from rcprobe.probing.sizes import BatchSize
 from rcprobe.store import SCHEMA, dataset_json
 from rcprobe.training import TrainConfig
-from rcprobe.training.objectives import objective_of
+from rcprobe.training.objectives import objective_of, own_objective
 
 PACKAGES = ("rcprobe", "torch", "transformers", "nnsight", "numpy", "scipy", "pandas")
 
@@ -96,8 +96,9 @@ def describe(
         "metrics": [metric.name for metric in metrics],
         "seeds": list(seeds),
         "train": {**asdict(train), "objective": objective_of(m, train).name} if train else None,
+        "loss": own_objective(type(m.adapter)) if _read(metrics, "training_gradients") else None,
         "batch_size": batch_size,
-        "decoding": asdict(decoding or Decoding()) if any("answers" in metric.reads for metric in metrics) else None,
+        "decoding": asdict(decoding or Decoding()) if _read(metrics, "answers") else None,
         "dtype": str(m.dtype).removeprefix("torch."),
         "device": m.device.type,
         "attention": getattr(m.config, "_attn_implementation", None),
@@ -108,6 +109,10 @@ def describe(
         "versions": versions(),
         "threads": torch.get_num_threads(),
     }
+
+
+def _read(metrics: Sequence[Metric], what: str) -> bool:
+    return any(what in metric.reads for metric in metrics)
 
 
 @cache
@@ -152,7 +157,7 @@ def config_of(
         "decoding": _given(decoding),
         "device": str(m.device),
         "dtype": str(m.dtype).removeprefix("torch."),
-        "train": _given(train),
+        "train": _given(replace(train, objective=train.objective or m.adapter.loss) if train else None),
     }
     return {key: value for key, value in settings.items() if value not in (None, {})}
 

@@ -170,7 +170,7 @@ def _contrast(condition: Condition, last: Sequence[Measured], first: Sequence[Me
     contrasts = [value - control if control is not None else value for value, control in per_seed]
     statistic = hedges_dz if condition.statistic == "effect_size" else weighted_mean
     if replicate == "seed":
-        estimate = _possible(condition, over_seeds([statistic(x) for x in contrasts], condition.margin))
+        estimate = _over_seeds(condition, [statistic(x) for x in contrasts])
     else:
         clusters = fact_clusters(last[0])
         defined = ~np.isnan(np.stack(contrasts)).all(axis=0)
@@ -195,7 +195,7 @@ def _correlation(condition: Condition, last: Sequence[Measured], first: Sequence
     """The pooled correlation over facts inside (layer, head, δ→, δ←), freed of stratum means."""
     rows = [score_rows(condition, measured) for measured in last]
     if replicate == "seed":
-        estimate = _possible(condition, over_seeds([score_correlation(*row).pooled for row in rows], condition.margin))
+        estimate = _over_seeds(condition, [score_correlation(*row).pooled for row in rows])
     else:
         estimate = over_clusters(
             lambda w: _mean([score_correlation(*row, weights=w).pooled for row in rows]),
@@ -218,17 +218,27 @@ def _correlation(condition: Condition, last: Sequence[Measured], first: Sequence
     )
 
 
-def _possible(condition: Condition, estimate: Estimate) -> Estimate:
-    """The interval cut to what the unit allows: Student's t doesn't know that a correlation ends at 1."""
+def possible(condition: Condition, value: float, low: float, high: float, terms: int = 1) -> tuple[float, float]:
+    """An interval cut to what the condition's unit allows: Student's t doesn't know that a correlation ends at 1.
+
+    ``terms`` are the values that were added and subtracted. A value outside its unit's range cuts nothing.
+    """
     if condition.unit not in RANGES or condition.statistic == "effect_size":
-        return estimate
-    low, high = RANGES[condition.unit]
-    terms = 1 if condition.statistic == "correlation" else len(condition.columns) * (1 + condition.growth)
+        return low, high
+    least, most = RANGES[condition.unit]
     if terms > 1:
-        high = (high - low) * terms / 2
-        low = -high
-    low, high = min(low, estimate.value), max(high, estimate.value)  # a unit that isn't kept cuts nothing off
-    return replace(estimate, low=float(np.clip(estimate.low, low, high)), high=float(np.clip(estimate.high, low, high)))
+        most = (most - least) * terms / 2
+        least = -most
+    if not least <= value <= most:
+        return low, high
+    return float(np.clip(low, least, most)), float(np.clip(high, least, most))
+
+
+def _over_seeds(condition: Condition, values: Sequence[float]) -> Estimate:
+    found = over_seeds(values, condition.margin)
+    terms = 1 if condition.statistic == "correlation" else len(condition.columns) * (1 + condition.growth)
+    low, high = possible(condition, found.value, found.low, found.high, terms)
+    return replace(found, low=low, high=high)
 
 
 def score_rows(
@@ -251,7 +261,7 @@ def fact_values(condition: Condition, measured: Measured, start: Measured | None
         values = _cells(measured.columns[name])
         if start is not None:
             values = values - _cells(start.columns[name])
-        rows.append(_row_mean(values)[kept])
+        rows.append(row_mean(values)[kept])
     both = ~np.isnan(np.stack(rows)).any(axis=0)
     columns = [_by_fact(np.where(both, row, np.nan), fact) for row in rows]
     return columns[0], columns[1] if len(columns) > 1 else None
@@ -273,7 +283,9 @@ def _cells(column: Floats) -> Floats:
     return column.reshape(len(column), -1)
 
 
-def _row_mean(values: Floats) -> Floats:
+def row_mean(values: Floats) -> Floats:
+    """One value a pair, [B] or [B, N, H] → [B]: the mean of its defined cells; NaN where it has none."""
+    values = _cells(values)
     defined = ~np.isnan(values)
     count = defined.sum(axis=1)
     total = np.where(defined, values, 0.0).sum(axis=1)

@@ -31,10 +31,10 @@ def columns(report, metric, step, name):
 def test_a_panel_for_what_every_verdict_rests_on(report):
     figure = along(report)
     assert [panel.title.splitlines()[0] for panel in figure.panels] == [
-        "storage",
+        "storage: growth of W̃[a, b]",
         "routing: r of scores",
-        "dynamics",
-        "outcome",
+        "dynamics: cos matched − same target, other evidence",
+        "outcome: gain of log p(a | reverse)",
     ]
     assert [[series.label for series in panel.series] for panel in figure.panels] == [
         ["stored", "mismatched (control)"],
@@ -42,7 +42,7 @@ def test_a_panel_for_what_every_verdict_rests_on(report):
         ["matched", "same target (control)"],
         ["reverse", "alternatives (control)"],
     ]
-    assert "storage, forward asks for b, reverse for a: stored " in figure.says
+    assert "storage: growth of W̃[a, b], forward asks for b, reverse for a: stored " in figure.says
 
 
 @pytest.mark.parametrize(
@@ -84,9 +84,47 @@ def test_a_metric_of_ones_own_is_drawn_and_what_says_a_part_is_not(report):
     own = Metric("gradient_alignment", frozenset(), ("same_target",), lambda seen: {}, conditions, "mine")
     mine = build(report.dataset, (own,), report.runs, chance=0.01, identities={}, info=synthetic.INFO)
     (panel,) = along(mine).panels
-    assert panel.title.splitlines()[0] == "mine"
+    assert panel.title.splitlines()[0] == "mine: gap"
     assert [series.label for series in panel.series] == ["matched", "other fact (control)"]
     assert panel.y_label == "mean over facts, cosine"
+
+
+def test_every_judged_condition_is_drawn_unless_another_shows_its_columns(report):
+    conditions = (
+        Condition("r", "correlation", ("matched", "same_target"), 0.1, "r"),
+        Condition("gap", "mean", ("matched", "same_target"), 0.0, "cosine"),
+        Condition("size", "effect_size", ("matched", "same_target"), 0.2, "d_z"),
+        Condition("other gap", "mean", ("matched", "other_fact"), 0.0, "cosine"),
+        Condition("level", "mean", ("cos query",), 0.0, "cosine"),
+    )
+    own = Metric("gradient_alignment", frozenset(), ("same_target",), lambda seen: {}, conditions, "mine")
+    mine = build(report.dataset, (own,), report.runs, chance=0.01, identities={}, info=synthetic.INFO)
+    titles = [panel.title.splitlines()[0] for panel in along(mine).panels]
+    assert titles == ["mine: r", "mine: size", "mine: other gap", "mine: level"]
+
+
+def test_a_pair_without_a_control_has_no_part_in_either_side(report):
+    """As in the signature, whose matched and control the last step must be."""
+    holes = np.arange(len(report.runs[0].steps[0].measured[2].table.fact)) % 3 == 0
+
+    def holed(measured):
+        if measured.metric != "gradient_alignment":
+            return measured
+        return replace(
+            measured,
+            columns={**measured.columns, "same_target": np.where(holes, np.nan, measured.columns["same_target"])},
+        )
+
+    runs = tuple(
+        replace(run, steps=tuple(replace(s, measured=tuple(map(holed, s.measured))) for s in run.steps))
+        for run in report.runs
+    )
+    found = build(report.dataset, synthetic.METRICS, runs, chance=0.01, identities={}, info=synthetic.INFO)
+    finding = found.signatures["gradient_alignment"].findings[0]
+    matched, control = along(found).panels[2].series
+    assert matched.points[-1].value == pytest.approx(finding.matched)
+    assert control.points[-1].value == pytest.approx(finding.control)
+    assert matched.points[-1].value != along(report).panels[2].series[0].points[-1].value
 
 
 def test_intervals_stay_where_values_can_be(report):

@@ -29,6 +29,7 @@ from rcprobe.measured import PairTable
 from rcprobe.report import build
 from rcprobe.report.export import latex_table
 from rcprobe.report.panels import Point
+from rcprobe.report.sheet import Grid, _print_grid
 
 LIGHT = (synthetic.METRICS[2], synthetic.METRICS[4])  # dynamics and accuracy: quick to judge
 MOST = synthetic.METRICS[:3] + synthetic.METRICS[4:]
@@ -433,10 +434,21 @@ def test_no_terminal_is_so_narrow_that_words_are_broken(found, width):
     assert {word for word in words if len(word) < 30} <= {word.strip("│┃;") for word in printed}
 
 
+def test_a_cell_that_is_empty_by_itself_stays_empty_row_by_row():
+    console = Console(file=StringIO(), width=20, highlight=False)
+    long = "x" * 30
+    rows = (("", long, ":warning:"), ("k", "[b]", "2"), ("", "3", long))
+    _print_grid(Grid("t", ("a", "b", "c"), rows, once=1), console)
+    printed = "".join(console.file.getvalue().split())
+    assert printed == f"tb{long};c:warning:ak;b[b];c2ak;b3;c{long}"
+
+
 def test_latex_breaks_long_texts_where_a_line_is_too_short():
     wide = latex_table("c", ("a", "b", "c"), [("word " * 20, "0.12", "word " * 10)], ())
     assert re.search(r"tabular\}\{>.*p\{0\.\d\d\\linewidth\}l>.*p\{0\.\d\d\\linewidth\}\}", wide)
     assert sum(map(float, re.findall(r"p\{(0\.\d\d)", wide))) < 1
+    uneven = latex_table("c", ("a", "b"), [("x" * 21, "word " * 100)], ())
+    assert min(map(float, re.findall(r"p\{(0\.\d\d)", uneven))) > 0.1
     assert r"\begin{tabular}{lll}" in latex_table("c", ("a", "b", "c"), [("word " * 5, "0.12", "word")], ())
 
 

@@ -6,10 +6,11 @@ import math
 import pytest
 import torch
 
-from rcprobe import Dataset, Fact, TrainConfig, load
+from rcprobe import Dataset, Fact, TrainConfig, load, load_dataset
 from rcprobe.config import read_config
 from rcprobe.errors import UnknownNameError, UsageError, VerificationError
-from rcprobe.manifest import describe
+from rcprobe.manifest import config_of, describe
+from rcprobe.metrics import resolve_metrics
 from rcprobe.plugins import registry
 from rcprobe.probing.verify import verify
 from rcprobe.training.objectives import CART_P, LEAST_NOISE, OBJECTIVES, Statements, cart, objective_of, own_objective
@@ -163,6 +164,12 @@ def test_a_family_that_names_its_loss_is_trained_with_it_and_measured_by_it():
     m.adapter = m.adapter.variant({"loss": "k-dce"})()
     assert objective_of(m, TrainConfig(steps=1)).name == "k-dce"
     assert objective_of(m, TrainConfig(steps=1, objective="t-dce")).name == "t-dce"
+    for config, kept in ((TrainConfig(steps=1), "k-dce"), (TrainConfig(steps=1, objective="t-dce"), "t-dce")):
+        letters = load_dataset("letters", {"length": 3})
+        assert config_of(m, letters, [], [0], config, 4, None, None)["train"]["objective"] == kept
+    (gradient,) = resolve_metrics(["training_alignment"])
+    assert describe(m, Dataset("few", tuple(FACTS)), [gradient], [0], None, 1, None)["loss"] == "k-dce"
+    assert describe(m, Dataset("few", tuple(FACTS)), [], [0], None, 1, None)["loss"] is None
     m.adapter = m.adapter.variant({"loss": "cartt"})()
     with pytest.raises(VerificationError, match=r"loss is 'cartt'; use t-dce, .*cart"):
         verify(m)

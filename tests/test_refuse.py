@@ -6,9 +6,12 @@ from dataclasses import replace
 
 import pytest
 
+import rcprobe
 from rcprobe.commands.refuse import refuse
 from rcprobe.config import RunConfig
 from rcprobe.errors import UsageError
+from rcprobe.manifest import config_of
+from rcprobe.metrics import resolve_metrics
 
 ASKED = RunConfig("radd", "letters")
 
@@ -35,23 +38,29 @@ def test_slips_are_named(changes, said):
         refuse(replace(ASKED, **changes), None)
 
 
-@pytest.mark.parametrize(
-    ("changes", "name", "way"),
-    [
-        ({"model": "./mine"}, "mine", "rcprobe run FOLDER"),
-        ({"dataset": "./facts.csv"}, "facts.csv", "rcprobe run MODEL FILE"),
-        ({"dataset_options": {"path": "parent_child"}}, "parent_child", "--data-option path="),
-        ({"peft": "adapters"}, "adapters", "--peft"),
-    ],
-)
-def test_what_a_manifest_knows_by_name_alone_must_be_there_or_named_again(changes, name, way, tmp_path, monkeypatch):
+def test_what_a_manifest_knows_by_name_alone_must_be_there_or_named_again(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    asked = replace(ASKED, **changes)
-    with pytest.raises(UsageError, match=f"run/manifest.json: this run read '{name}'.* name it again: {way} … "):
-        refuse(asked, "run/manifest.json")
-    (tmp_path / name).touch()
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "facts.csv").write_text("person,child\nAnn,Bob\n")
+    options = {"a": "person", "b": "child", "forward": "{a} has {b}", "reverse": "{b} is of {a}"}
+    m = replace_source(rcprobe.load("radd", options={"width": 8, "max_length": 8}), tmp_path / "far" / "mine")
+    facts = rcprobe.load_dataset(str(tmp_path / "far" / "facts.csv"), options)
+    kept = config_of(m, facts, resolve_metrics(["accuracy"]), [0], None, 4, None, None)
+    asked = RunConfig(**{name: value for name, value in kept.items() if name not in ("options", "train")})
+    for name, way in (("mine", "rcprobe run FOLDER"), ("facts.csv", "rcprobe run MODEL FILE")):
+        with pytest.raises(UsageError, match=f"run/manifest.json: '{name}' isn't here, .* again: {way} … --config"):
+            refuse(asked, "run/manifest.json")
+        (tmp_path / name).touch()
     refuse(asked, "run/manifest.json")
-    refuse(replace(asked, dataset_options={"path": "owner/on-the-hub"}), "run/manifest.json")
+    with pytest.raises(UsageError, match=r"'low' isn't here, .* name it again: --peft … --config"):
+        refuse(replace(asked, peft="low"), "run/manifest.json")
+    refuse(replace(ASKED, model="owner/on-the-hub", dataset_options={"path": "owner/data"}), "run/manifest.json")
+
+
+def replace_source(m, source):
+    source.mkdir()
+    m.source = str(source)
+    return m
 
 
 def test_nothing_heavy_is_imported_for_it():

@@ -14,8 +14,6 @@ def refuse(asked: RunConfig, config: str | None) -> None:
     for name in ("model", "dataset"):
         if not getattr(asked, name).strip():
             raise UsageError(f"no {name} is named; rcprobe run MODEL DATASET, or {name} = … in the file of --config")
-    if config is not None and config.endswith(MANIFEST_ENDING):
-        _refuse_lost(asked, config)
     names = registry()
     if Path(asked.dataset).suffix not in names.names("datasets"):
         names.entry("datasets", asked.dataset)
@@ -25,20 +23,21 @@ def refuse(asked: RunConfig, config: str | None) -> None:
         raise UnknownNameError("family (--adapter)", asked.adapter, names.names("models"))
     if asked.seeds < 1:
         raise UsageError(f"seeds is {asked.seeds}; use 1 or more")
+    if config is not None and config.endswith(MANIFEST_ENDING):
+        _refuse_lost(asked, config)
 
 
 def _refuse_lost(asked: RunConfig, config: str) -> None:
     """A manifest has the last name alone of folders and files outside the run."""
-    path = asked.dataset_options.get("path")
+    a_table = asked.dataset not in registry().names("datasets")
     places = {
         "rcprobe run FOLDER": asked.model if asked.model.startswith("./") else None,
-        "rcprobe run MODEL FILE": asked.dataset if asked.dataset.startswith("./") else None,
+        "rcprobe run MODEL FILE": asked.dataset if a_table else None,
         "--peft": asked.peft,
-        "--data-option path=": path if isinstance(path, str) and "/" not in path else None,
     }
     for way, place in places.items():
         if place is not None and not Path(place).exists():
             raise UsageError(
-                f"{config}: this run read {Path(place).name!r}, which isn't here, and a manifest doesn't say where "
-                f"folders and files lay; name it again: {way} … --config {config}"
+                f"{config}: {Path(place).name!r} isn't here, and a manifest doesn't say where folders and files lay; "
+                f"name it again: {way} … --config {config}"
             )

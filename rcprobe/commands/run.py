@@ -110,12 +110,12 @@ def run_command(
     asked = (read_config(config) if config is not None else RunConfig()).with_flags(flags)
     if train is not None:
         asked = replace(asked, train={**FINE_TUNING, **asked.train, "method": train})
+    tell_failures()  # before a name is missed, or hours go by that a tracker doesn't hear of
+    told = list(registry().failures)
     refuse(asked, config)
     if asked.revisions is not None:
         _check_history(asked)
     show = not (quiet or as_json)
-    tell_failures()  # before hours of a run that a tracker doesn't hear of
-    told = list(registry().failures)
     if dry_run:
         cost = _cost(asked, show)
         if as_json:
@@ -123,11 +123,7 @@ def run_command(
         elif not quiet:
             _print_cost(asked, cost)
     else:
-        try:
-            _run(asked, fresh=fresh, show=show, as_json=as_json, quiet=quiet)
-        except KeyboardInterrupt:
-            _tell_what_is_there(None if fresh else asked.out, "; the same command goes on with it")
-            raise
+        _run(asked, fresh=fresh, show=show, as_json=as_json, quiet=quiet)
     tell_failures(told)
 
 
@@ -141,20 +137,26 @@ def _run(asked: RunConfig, *, fresh: bool, show: bool, as_json: bool, quiet: boo
     if not (fresh or quiet):
         _tell_what_is_there(asked.out)
     loaded = _load(asked, show)
-    report = rcprobe.run(
-        loaded,
-        data,
-        metrics=asked.metrics,
-        train=training,
-        seeds=asked.seeds,
-        limit=asked.limit,
-        batch_size=asked.batch_size,
-        decoding=asked.answering(),
-        out=asked.out,
-        fresh=fresh,
-        progress=show,
-        revisions=asked.revisions,
-    )
+    run = rcprobe.run  # what it needs is imported before an interrupt could fall into that
+    try:
+        report = run(
+            loaded,
+            data,
+            metrics=asked.metrics,
+            train=training,
+            seeds=asked.seeds,
+            limit=asked.limit,
+            batch_size=asked.batch_size,
+            decoding=asked.answering(),
+            out=asked.out,
+            fresh=fresh,
+            progress=show,
+            revisions=asked.revisions,
+        )
+    except KeyboardInterrupt:
+        if speaks() and not (fresh or quiet):
+            _tell_what_is_there(asked.out, "; the same command goes on with it")
+        raise
     if not speaks():
         return
     if as_json:

@@ -140,8 +140,8 @@ def _of_datasets(
     """A table whose first column is the dataset, left out where there is one; ``once`` columns are said once."""
     kept = _once(rows, once)
     if len(found.groups) == 1:
-        headings, kept = headings[1:], tuple(row[1:] for row in kept)
-    return Grid(title, headings, kept)
+        headings, kept, once = headings[1:], tuple(row[1:] for row in kept), max(once - 1, 0)
+    return Grid(title, headings, kept, once)
 
 
 def _cell(both: tuple[Point, Point], spans: Spans) -> str:

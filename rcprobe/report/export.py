@@ -11,7 +11,7 @@ from rcprobe.visible import visible
 
 HEADINGS = ("", "measured", "estimate", "95 % interval", "margin", "control", "verdict")
 LINE, LETTER, GAP = 345, 4.4, 3  # points: a line of the class article, a letter of \\footnotesize, beside a column
-LONG = 20 * LETTER  # a text that may be broken
+LONG, LEAST = 20 * LETTER, 12 * LETTER  # a text that may be broken, and the narrowest that its column gets
 _LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -78,14 +78,14 @@ def latex_table(caption: str, headings: Sequence[str], rows: Sequence[Sequence[s
 def _latex_columns(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """The columns' letters; where a line is too short for them, long texts go on below in their column."""
     widths = [LETTER * max(len(row[i]) for row in (headings, *rows)) for i in range(len(headings))]
-    long = [width > LONG for width in widths]
-    wanted = sum(width for width, is_long in zip(widths, long, strict=True) if is_long)
-    left = LINE - 2 * GAP * len(widths) - (sum(widths) - wanted)
-    if wanted <= left:
+    long = [width for width in widths if width > LONG]
+    left = LINE - 2 * GAP * len(widths) - (sum(widths) - sum(long))
+    if sum(long) <= left:
         return "l" * len(widths)
-    shares = [width / wanted * max(left, 0.65 * LONG * sum(long)) / LINE for width in widths]
+    spare = max(left - LEAST * len(long), 0.0)
     broken = r">{{\raggedright\arraybackslash}}p{{{:.2f}\linewidth}}"
-    return "".join(broken.format(share) if is_long else "l" for share, is_long in zip(shares, long, strict=True))
+    shares = [(LEAST + spare * (width - LEAST) / (sum(long) - LEAST * len(long))) / LINE for width in widths]
+    return "".join(broken.format(s) if width > LONG else "l" for s, width in zip(shares, widths, strict=True))
 
 
 def _rows(report: Report) -> list[list[str]]:

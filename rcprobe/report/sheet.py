@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from rcprobe.files import strict
 from rcprobe.report.export import latex_table
@@ -23,11 +24,12 @@ UNBOUNDED = 10_000  # characters: no terminal is as wide
 
 @dataclass(frozen=True)
 class Grid:
-    """A table of texts."""
+    """A table of texts. Of the first ``once`` columns, what is as in the row above is left empty."""
 
     title: str
     headings: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    once: int = 0
 
 
 @dataclass(frozen=True)
@@ -70,14 +72,14 @@ def _print_grid(grid: Grid, console: Console) -> None:
     if table.__rich_measure__(console, console.options.update(width=UNBOUNDED)).minimum <= console.width:
         console.print(table)
         return
-    console.print(grid.title, style="italic", markup=False)
-    before: tuple[str, ...] = ()
+    console.print(grid.title, style="italic", markup=False, emoji=False)
+    above = ("",) * len(grid.headings)
     for row in grid.rows:
-        said_above = next((i for i, cell in enumerate(row) if cell), 0)
-        whole = before[:said_above] + row[said_above:]
+        same = next((i for i, cell in enumerate(row[: grid.once]) if cell), grid.once)
+        whole = above[:same] + row[same:]
         told = (f"{name} {cell}" for name, cell in zip(grid.headings, whole, strict=True) if cell)
-        console.print(Padding("; ".join(told).replace("\n", " "), (0, 0, 0, 2)), markup=False)
-        before = whole
+        console.print(Padding(Text("; ".join(told).replace("\n", " ")), (0, 0, 0, 2)))
+        above = whole
 
 
 def save_sheet(sheet: Sheet, folder: Path) -> None:

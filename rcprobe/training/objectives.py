@@ -94,7 +94,7 @@ def single_mask(m: LoadedModel, s: Statements, generator: torch.Generator) -> As
 def cart(m: LoadedModel, s: Statements, generator: torch.Generator) -> Asked:
     """t uniform, each token masked with probability t; the mean over masked tokens of the batch, each weighted by
     ½ Σ p (1 − p)^(d − 1) over the tokens that are shown, d places away, with p = 0.1: what has more context around it
-    counts more, and a statement that is masked whole doesn't count. Dream's context-adaptive noise rescheduling
+    counts more, and one in a statement that is masked whole adds nothing. Dream's context-adaptive noise rescheduling
     (Ye et al., 2025, Eq. 5; p as in its released fine-tuning).
     """
     masked = (_each(s, generator) < _rate(s, generator)) & s.may
