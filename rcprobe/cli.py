@@ -1,5 +1,6 @@
 """The command line. Nothing heavy is imported until a command needs it."""
 
+import errno
 import io
 import sys
 from functools import cache
@@ -52,6 +53,12 @@ def main() -> None:
     except typer.TyperException as error:
         error.show()  # type: ignore[attr-defined]
         code = error.exit_code
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        sys.stdout = io.StringIO()  # what it still holds couldn't be written at the end either
+        say("rcprobe: standard output can't be written (no space left)", err=True)
+        code = 1
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     if code == INTERRUPTED:

@@ -58,7 +58,9 @@ class Inspection:
             "runs as": f"{self.architecture}, {self.parameters:,} parameters",
             "asked as": f"{self.objective}, {self.attention} attention, shift {self.shift}, mask {mask}",
             "scores": f"{len(self.score_layers)} of {self.layers} layers, {self.heads} heads each",
-            "LoRA": f"{self.lora_modules} modules by {', '.join(self.lora_targets) or 'no target'}",
+            "LoRA": f"{self.lora_modules} modules by {', '.join(self.lora_targets)}"
+            if self.lora_targets
+            else "no targets named",
         }
         lines = [self.source, *(f"  {name:<9} {text}" for name, text in rows.items())]
         return "\n".join([*lines, *(f"  {'but':<9} {text}" for text in self.against)])

@@ -165,8 +165,8 @@ class Probe:
 
     def _why_not(self, metric: Metric, seen: Observation) -> str | None:
         if len(seen.excluded) == len(seen.pairs):
-            reason, count = Counter(seen.excluded.values()).most_common(1)[0]
-            return f"none of {len(seen.pairs)} pairs could be asked ({count}: {reason})"
+            reasons = "; ".join(f"{count}: {reason}" for reason, count in Counter(seen.excluded.values()).most_common())
+            return f"none of {len(seen.pairs)} pairs could be asked ({reasons})"
         if "storage" in metric.reads and self.m.adapter.ov_circuit is None:
             return f"adapter {self.m.adapter.name!r} declares no ov_circuit"
         if "scores" in metric.reads and seen.scores is not None and seen.scores.shape[2] == 0:

@@ -97,6 +97,11 @@ def run(
                 data = replace(data, notes=(*data.notes, note))
             if history:
                 data = replace(data, notes=(*data.notes, said(history)))
+            if train is not None and train.steps < train.warmup:
+                reached = f"the learning rate got to {train.lr_at(train.steps):.2g} of {train.lr:g}"
+                data = replace(
+                    data, notes=(*data.notes, f"training ended in its {train.warmup} warm-up steps: {reached}")
+                )
             runs = _run_seeds(m, data, chosen, numbers, train, batch_size, decoding, display, kept, history)
             if kept is not None and kept.finished():
                 return load_report(kept)
@@ -339,7 +344,11 @@ def load_dataset(name: str, options: Mapping[str, Any] | None = None) -> Dataset
     unknown = [option for option in given if option not in known]
     if unknown:
         raise UsageError(f"dataset {name!r}: unknown option {unknown[0]!r}; known: {', '.join(known) or 'none'}")
-    dataset = make(**given)
+    try:
+        dataset = make(**given)
+    except (TypeError, ValueError) as error:
+        asked = ", ".join(f"{option}={value!r}" for option, value in given.items()) or "no option"
+        raise UsageError(f"dataset {name!r} can't be made with {asked} ({type(error).__name__}: {error})") from error
     if not isinstance(dataset, Dataset):
         raise UsageError(f"dataset {name!r} gave a {type(dataset).__name__}, not an rcprobe.Dataset")
     kept = {key: without_path(value) if isinstance(value, str) else value for key, value in (options or {}).items()}

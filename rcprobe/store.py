@@ -119,7 +119,15 @@ class RunFolder:
             raise RunError(
                 f"{self.path}: unfinished, {done} of {of} steps are there; give the command of the run again to finish"
             )
-        check_done(self.path)
+        try:
+            check_done(self.path)
+        except RunError as error:
+            if not str(error).startswith(str(self.path / REPORT)):
+                raise
+            raise RunError(
+                f"{error}; remove {DONE} beside it and give the command of the run again: it is written anew from the "
+                "steps, which are kept apart"
+            ) from error
 
     def progress(self) -> tuple[int, int]:
         """How many steps of all seeds are finished, of how many; a seed that failed has no more to come."""

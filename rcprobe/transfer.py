@@ -294,7 +294,11 @@ def _decide(one: Prediction, minimum: int) -> Prediction:
         why = f"in no group of {FEWEST} alike facts do both the outcome and the signature vary"
         return replace(one, decision="can't be asked", why=why)
     if not one.why and one.n < minimum:
-        return replace(one, decision="can't be asked", why=f"{one.n} {one.unit}; it needs {minimum}")
+        return replace(
+            one,
+            decision="can't be asked",
+            why=f"{one.n} {one.unit.removesuffix('s') if one.n == 1 else one.unit}; it needs {minimum}",
+        )
     if one.why or math.isnan(one.low):
         return replace(one, decision="can't be asked", why=one.why or "too few resamples have a value")
     if one.adjusted < 0.05 and (one.low > 0 or one.high < 0):

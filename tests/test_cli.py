@@ -11,6 +11,7 @@ import sys
 import threading
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from pathlib import Path
 from unittest.mock import patch
 
 import pytest
@@ -464,6 +465,44 @@ registry().add(metadata.EntryPoint("watch", "watch", "rcprobe"))
 sys.argv = ["rcprobe", *"run radd letters --limit 1 --option width=8 --steps 1000000".split()]
 main()
 """
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (("--data-option", "length=six"), r"dataset 'letters' can't be made with length='six' \(TypeError: "),
+        (("--steps", "2", "--lr", "-1"), "training: lr is -1; it must be positive"),
+        (("--train", "lora", "--steps", "2"), r"declares no lora_targets; name .* \[train\], targets"),
+    ],
+)
+def test_values_that_cannot_be_are_refused_without_a_traceback(asked, said):
+    assert re.search(said, refused("run", "radd", "letters", "--limit", "2", "--option", "width=8", *asked))
+
+
+def test_a_model_of_few_positions_is_verified_and_can_be_asked_nothing_longer():
+    asked = ("letters", "--limit", "2", "--metric", "accuracy", "--option")
+    assert "it has 10 tokens, the model holds 3" in refused("run", "radd", *asked, "max_length=3")
+    assert "it has 10 tokens, the model holds 2" in refused("run", "radd", *asked, "max_length=2")
+    short = ("letters", "--data-option", "length=2", "--limit", "2", "--metric", "accuracy", "--option", "max_length=2")
+    for model in ("radd", "gpt2-mini"):
+        assert call("run", model, *short).code is None
+    failed = call("run", "radd", *asked, "max_length=1")
+    assert (failed.code, "a query needs two" in failed.err) == (1, True)
+
+
+def test_training_inside_its_warm_up_says_how_far_the_rate_got():
+    asked = ("--limit", "2", "--metric", "accuracy", "--option", "width=8", "--steps", "5", "--lr", "0.01")
+    done = call("run", "radd", "letters", *asked)
+    assert "training ended in its 100 warm-up steps: the learning rate got to 0.0005 of 0.01" in done.out
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_behind_standard_output_is_said_in_a_line():
+    command = [sys.executable, "-m", "rcprobe", "plugins", "list", "--json"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "rcprobe: standard output can't be written (no space left)\n"
 
 
 def test_ctrl_c_ends_a_run_at_once_and_without_a_traceback():

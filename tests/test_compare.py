@@ -421,7 +421,7 @@ def test_shares_stand_beside_their_intervals_or_above_them():
     assert grids._cell(both, "none") == "100.0 / 0.0"
 
 
-@pytest.mark.parametrize("width", [40, 70, 200])
+@pytest.mark.parametrize("width", [40, *range(70, 121, 3), 200])
 def test_no_terminal_is_so_narrow_that_words_are_broken(found, width):
     """Names, numbers and verdicts stay whole; a table that can't hold them is told row by row."""
     console = Console(file=StringIO(), width=width, highlight=False)

@@ -100,7 +100,7 @@ def test_targets_that_name_nothing_and_families_without_any_are_refused():
         rcprobe.run(llama(), LETTERS, metrics=[], train=replace(LORA, targets=("no_such",)), progress=False)
     bare = load("gpt2-mini", options=RADD)
     bare.adapter.lora_targets = ()
-    with pytest.raises(AdapterError, match="declares no lora_targets"):
+    with pytest.raises(UsageError, match="declares no lora_targets"):
         rcprobe.run(bare, LETTERS, metrics=[], train=LORA, progress=False)
 
 

@@ -50,8 +50,6 @@ def _target(format: Format | None, path: Path) -> Path:
     """Where to write, looked at before seconds of drawing."""
     if path.is_dir():
         raise UsageError(f"{path}: is a folder; name a file")
-    if not path.parent.is_dir():
-        raise UsageError(f"{path}: there is no folder {path.parent}")
     if format is None and path.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"--out {path}: say with --format what to write there; without it a page is, as name.html")
     return path

@@ -50,7 +50,7 @@ def signatures(found: "Comparison") -> Grid:
                 for run, signature in held:
                     finding = next((f for f in signature.findings if f.condition == condition), None)
                     rows.append((group.label, *_signature(signature, finding, condition, run)))
-    headings = ("dataset", "signature", "run", "estimate", "95 % interval", "matched", "control", "verdict")
+    headings = ("dataset", "signature", "run", "estimate", "95 % interval", "matched", "control", "signature's verdict")
     return _of_datasets(found, "Signatures: estimate, what it is held against, verdict", headings, rows, 2)
 
 

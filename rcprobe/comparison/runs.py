@@ -72,7 +72,7 @@ def gather(given: Sequence[Given] | Mapping[str, Given]) -> tuple[Run, ...]:
             places = [str(run.report.folder or "a report in memory") for run in runs if run.name == name]
             raise UsageError(
                 f"{count} runs are called {name!r} ({', '.join(dict.fromkeys(places))}); name each once, "
-                "and rename folders that share a name; rcprobe.compare takes names of your own: {'name': folder, …}"
+                "and rename folders that share a name (in Python, name them: rcprobe.compare({'name': folder, …}))"
             )
     return tuple(Run(run.name, run.report, label) for run, label in zip(runs, _models(runs), strict=True))
 

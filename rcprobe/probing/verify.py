@@ -53,6 +53,9 @@ def checked(m: LoadedModel) -> Iterator[Check]:
     if declared:
         yield Check("declarations", False, declared)
         return
+    if m.max_length is not None and m.max_length < 2:
+        yield Check("length", False, "the model holds one position, and a query needs two: a target and its evidence")
+        return
     if m.adapter.objective == "causal" and m.adapter.shift < 1:
         seen = (
             f"a causal model's logits at i predict i + 1, so shift is 1 or more; it declares {m.adapter.shift} and "
@@ -145,8 +148,9 @@ def _attention(m: LoadedModel) -> Check:
 
 def _padding(m: LoadedModel) -> Check:
     padded = _prompts(m, 1)
-    padded[:, -3:] = m.pad_id
-    prompts = padded[:, :-3]
+    cut = min(3, padded.shape[1] - 1)
+    padded[:, -cut:] = m.pad_id
+    prompts = padded[:, :-cut]
     real = torch.ones_like(padded)
     real[:, prompts.shape[1] :] = 0
     plain = _hidden(m, prompts)
@@ -157,7 +161,10 @@ def _padding(m: LoadedModel) -> Check:
 
 def _weights(m: LoadedModel) -> Check:
     name = "scores"
-    batch = collate(m, _score_queries(m))
+    queries = _score_queries(m)
+    if not queries:
+        return Check(name, None, "the model holds too few positions to compare")
+    batch = collate(m, queries)
     captured = capture(m, batch)
     if not captured.scores.shape[1]:
         return Check(name, None, "no softmax attention call found: scores are unsupported")
@@ -177,9 +184,10 @@ def _weights(m: LoadedModel) -> Check:
     prompts = torch.arange(len(row), device=row.device)
     cells = torch.stack([layer[prompts, :, row, evidence] for layer in shown], dim=1)
     off = (captured.log_weights[..., 0, 0].exp() - cells).abs().max()
-    tolerance = 2e-2 if m.dtype.itemsize < 4 else 1e-4
+    half = m.dtype.itemsize < 4
     seen = f"the softmax over captured scores is {off:.1e} away from the model's own attention weights"
-    return Check(name, bool(off < tolerance), seen)
+    # SmolLM2's own bfloat16 weights are 2.3e-2 off: they are rounded, as are the scores they are made of
+    return Check(name, bool(off < (5e-2 if half else 1e-4)), seen + ("; in float32 this is sharper" if half else ""))
 
 
 def _encodings(m: LoadedModel) -> list[Encoding]:

@@ -9,7 +9,7 @@ from rcprobe.report.report import Report
 from rcprobe.report.tables import csv_text, results
 from rcprobe.visible import visible
 
-HEADINGS = ("", "measured", "estimate", "95 % interval", "margin", "control", "verdict")
+HEADINGS = ("", "measured", "estimate", "95 % interval", "margin", "matched / control", "signature's verdict")
 LINE, LETTER, GAP = 345, 4.4, 3  # points: a line of the class article, a letter of \\footnotesize, beside a column
 LONG, LEAST = 20 * LETTER, 12 * LETTER  # a text that may be broken, and the narrowest that its column gets
 _LATEX = {
@@ -97,11 +97,18 @@ def _rows(report: Report) -> list[list[str]]:
             f"{_number(row['value'])} {row['unit']}".strip() if row["unit"] else _number(row["value"]),
             "" if math.isnan(row["low"]) else f"{_number(row['low'])} to {_number(row['high'])}",
             _number(row["margin"], ""),
-            _number(row["control"], ""),
+            _against(row["matched"], row["control"]),
             row["verdict"],
         ]
         rows.append(cells)
     return rows
+
+
+def _against(matched: float, control: float) -> str:
+    """Both sides of a contrast in their own unit, as an estimate may be in another."""
+    if math.isnan(matched) or math.isnan(control):
+        return _number(control, "")
+    return f"{_number(matched)} / {_number(control)}"
 
 
 def _subject(report: Report) -> str:

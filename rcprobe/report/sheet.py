@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
@@ -18,8 +19,6 @@ from rcprobe.report.figures import installed, write_figures
 from rcprobe.report.html import drawn, rendered
 from rcprobe.report.panels import FigureData
 from rcprobe.report.tables import csv_text
-
-UNBOUNDED = 10_000  # characters: no terminal is as wide
 
 
 @dataclass(frozen=True)
@@ -64,12 +63,13 @@ def print_sheet(sheet: Sheet, console: Console | None = None) -> None:
 
 def _print_grid(grid: Grid, console: Console) -> None:
     """A table, or row after row in words where the terminal is too narrow for its longest words."""
-    table = Table(title=grid.title, title_justify="left", pad_edge=False)
-    for heading in grid.headings:
-        table.add_column(escape(heading), overflow="fold")
-    for row in grid.rows:
-        table.add_row(*map(escape, row))
-    if table.__rich_measure__(console, console.options.update(width=UNBOUNDED)).minimum <= console.width:
+    widths = _widths(grid, console.width)
+    if widths:
+        table = Table(title=grid.title, title_justify="left", pad_edge=False)
+        for heading, width in zip(grid.headings, widths, strict=True):
+            table.add_column(escape(heading), overflow="fold", width=width)
+        for row in grid.rows:
+            table.add_row(*map(escape, row))
         console.print(table)
         return
     console.print(grid.title, style="italic", markup=False, emoji=False)
@@ -80,6 +80,19 @@ def _print_grid(grid: Grid, console: Console) -> None:
         told = (f"{name} {cell}" for name, cell in zip(grid.headings, whole, strict=True) if cell)
         console.print(Padding(Text("; ".join(told).replace("\n", " ")), (0, 0, 0, 2)))
         above = whole
+
+
+def _widths(grid: Grid, room: int) -> list[int]:
+    """How wide each column is where none breaks a word; nothing where that is wider than ``room``."""
+    columns = list(zip(grid.headings, *grid.rows, strict=True))
+    least = [max((cell_len(word) for text in texts for word in text.split()), default=1) for texts in columns]
+    whole = [max((cell_len(line) for text in texts for line in text.split("\n")), default=1) for texts in columns]
+    spare = room - sum(least) - (3 * len(columns) - 1)  # rules, and a blank on both sides of each
+    if spare < 0:
+        return []
+    wanted = sum(whole) - sum(least)
+    share = min(spare / wanted, 1.0) if wanted else 0.0
+    return [word + int(share * (line - word)) for word, line in zip(least, whole, strict=True)]
 
 
 def save_sheet(sheet: Sheet, folder: Path) -> None:

@@ -58,8 +58,11 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < low:
                 raise UsageError(f"training: {name} is {value}; it must be at least {low}")
-        if not (self.lr > 0 and self.clip > 0 and 0 <= self.ema < 1):
-            raise UsageError("training: lr and clip must be positive, ema at least 0 and below 1")
+        for name in ("lr", "clip"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"training: {name} is {getattr(self, name):g}; it must be positive")
+        if not 0 <= self.ema < 1:
+            raise UsageError(f"training: ema is {self.ema:g}; it must be at least 0 and below 1")
         if not all(lr > 0 for lr in self.lr_grid):
             raise UsageError("training: every lr of lr_grid must be positive")
         if not (len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas) and self.weight_decay >= 0):

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from rcprobe.errors import AdapterError, UsageError
+from rcprobe.errors import UsageError
 from rcprobe.facts import Fact
 from rcprobe.loaded import LoadedModel
 from rcprobe.low_rank import has_low_rank, new_low_rank
@@ -22,7 +22,7 @@ def adapted(m: LoadedModel, config: TrainConfig, seed: int, *, keep: bool) -> It
     """The model as ``config.method`` trains it: with "lora" under fresh adapters, drawn from the seed.
 
     With ``keep`` it stays so after, unless an error ended it; else it is what it was. Raises ``UsageError`` for
-    ``targets`` that name nothing or a model that has adapters already, ``AdapterError`` for a family without targets.
+    ``targets`` that name nothing or a model that has adapters already, or a family without any.
     """
     if config.method == "full":
         yield
@@ -34,7 +34,10 @@ def adapted(m: LoadedModel, config: TrainConfig, seed: int, *, keep: bool) -> It
     trainable = [p for p in m.model.parameters() if p.requires_grad]
     modules = m.adapter.lora_modules(m.model, config.targets)
     if not modules:
-        raise AdapterError(f"{m.adapter.name}: this family declares no lora_targets; name modules in targets")
+        raise UsageError(
+            f"{m.adapter.name}: this family declares no lora_targets; name linear modules in TrainConfig's targets "
+            "(in a file for --config: [train], targets)"
+        )
     m.replace_model(new_low_rank(m.model, modules, config.rank, config.alpha, seed))
     try:
         yield

@@ -110,9 +110,10 @@ class Radd(TinyAdapter):
         if not model.encoding.reads_distance_only:
             return {}
         mirrored = "a model that reads the distance alone answers a mirrored query alike (Prop. 4.5)"
+        outcome = f"{mirrored}: a reverse query as the forward one for the same target"
         return {
             "attention_correlation": "mirrored queries have equal scores, at any depth (Prop. 4.5)",
             "gradient_alignment": f"{mirrored}, so both gradients are one",
-            "reverse_probability": f"{mirrored}: reverse equals forward, trained or not",
-            "accuracy": f"{mirrored}: reverse equals forward over all placements, trained or not",
+            "reverse_probability": f"{outcome}, trained or not",
+            "accuracy": f"{outcome} over all placements, trained or not",
         }

@@ -47,6 +47,8 @@ def reproduce_tuned(
         raise UsageError(f"--model is the causal model of --mini; {table} itself has its own models")
     if mini and data is not None:
         raise UsageError("--data are the files of the paper's datasets; --mini has facts of its own")
+    if data is not None and not data.is_dir():
+        raise UsageError(f"--data {data}: there is no such folder")
     tunings = mini_tunings(model or MINI_MODEL) if mini else paper_tunings(table, data)
     training = mini_training() if mini else paper_training()
     count = seeds or (1 if mini else 3)
@@ -58,7 +60,8 @@ def reproduce_tuned(
             _print_plan(planned)
         lacking = [row["run"] for row in planned["runs"] if row["missing"]]
         if lacking:
-            raise RcprobeError(f"can't be run here yet: {'; '.join(lacking)}; what is missing is said above")
+            local = " (--model FOLDER names a local copy)" if mini else ""
+            raise RcprobeError(f"can't be run here yet: {'; '.join(lacking)}; what is missing is said above{local}")
         return
     show = not (quiet or as_json)
     bars_for_people(show)
