@@ -170,6 +170,10 @@ def test_a_full_model_declared_causal(encoding):
 
     seen = refused(loaded(Radd, Wrong, encoding=encoding), "attention")
     assert "it declares causal attention, but changing the last token moves the first position's output" in seen
+    assert "quantiser" not in seen
+    quantised = loaded(Radd, Wrong, encoding=encoding)
+    quantised.model.hf_quantizer = object()
+    assert "(bitsandbytes: llm_int8_threshold=0.0)" in refused(quantised, "attention")
 
 
 def test_a_hybrid_declares_neither():

@@ -138,12 +138,12 @@ def _attention(m: LoadedModel) -> Check:
     seen = f"changing the last token {'moves' if sees else 'leaves'} the first position's output"
     if m.adapter.attention == "hybrid":
         return Check("attention", None, f"{seen}; a hybrid declares neither")
-    declared = m.adapter.attention == "full"
-    return Check(
-        "attention",
-        sees == declared,
-        f"it declares {m.adapter.attention} attention, but {seen}" if sees != declared else seen,
-    )
+    if sees == (m.adapter.attention == "full"):
+        return Check("attention", True, seen)
+    seen = f"it declares {m.adapter.attention} attention, but {seen}"
+    if sees and getattr(m.model, "hf_quantizer", None) is not None:
+        seen += "; a quantiser that looks at all positions at once does so (bitsandbytes: llm_int8_threshold=0.0)"
+    return Check("attention", False, seen)
 
 
 def _padding(m: LoadedModel) -> Check:
