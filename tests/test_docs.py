@@ -95,6 +95,12 @@ def test_the_table_of_places_is_whole_and_true():
     assert there - named - {place.parent for place in named if place.suffix} == set()
 
 
+def test_no_page_holds_what_a_merge_left_undecided():
+    pages = [*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *(ROOT / "examples").rglob("*.md")]
+    assert len(pages) > 20
+    assert not [page.name for page in pages if re.search(r"^(<{7}|={7}|>{7})( |$)", page.read_text(), re.MULTILINE)]
+
+
 def test_relative_links_of_pages_outside_the_site_lead_somewhere():
     for page in ("README.md", "CONTRIBUTING.md"):
         for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / page).read_text(encoding="utf-8")):
