@@ -5,10 +5,8 @@ import json
 import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
-import threading
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -445,27 +443,6 @@ for line in sys.argv[1:]:
 
 # --- stopping ---
 
-WATCHED = """
-import signal, sys, types
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite started in the background ignores it
-from importlib import metadata
-import rcprobe
-from rcprobe.cli import main
-from rcprobe.plugins import registry
-
-watch = types.ModuleType("watch")
-
-@rcprobe.hookimpl
-def step_finished(step):
-    print("probed", file=sys.stderr, flush=True)
-
-watch.step_finished = step_finished
-sys.modules["watch"] = watch
-registry().add(metadata.EntryPoint("watch", "watch", "rcprobe"))
-sys.argv = ["rcprobe", *"run radd letters --limit 1 --option width=8 --steps 1000000".split()]
-main()
-"""
-
 
 @pytest.mark.parametrize(
     ("asked", "said"),
@@ -503,21 +480,3 @@ def test_a_full_disk_behind_standard_output_is_said_in_a_line():
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr == "rcprobe: standard output can't be written (no space left)\n"
-
-
-def test_ctrl_c_ends_a_run_at_once_and_without_a_traceback():
-    command = [sys.executable, "-c", WATCHED]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
-        overdue = threading.Timer(120, running.kill)
-        overdue.start()
-        try:
-            assert running.stderr.readline() == "probed\n"  # training starts now
-            running.send_signal(signal.SIGINT)
-            out, err = running.communicate(timeout=60)
-        finally:
-            overdue.cancel()
-            running.kill()
-    assert running.returncode == 130
-    assert out == ""
-    assert "Traceback" not in err
-    assert "interrupted" in err

@@ -7,10 +7,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
-from test_cli import WATCHED, call, refused, strict
+from test_cli import call, refused, strict
 
 from rcprobe.commands.output import duration
 
@@ -195,15 +196,43 @@ except SystemExit:
 # --- stopping ---
 
 
-def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path):
-    out = tmp_path / "run"
-    script = WATCHED.replace("--steps 1000000", f"--steps 1000000 --out {out}")
-    with subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True) as running:
-        assert running.stderr.readline() == "probed\n"
-        running.send_signal(signal.SIGINT)
-        _, err = running.communicate(timeout=60)
-    assert running.returncode == 130
+WATCHED = """
+import signal, sys, types
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite started in the background ignores it
+from importlib import metadata
+import rcprobe
+from rcprobe.cli import main
+from rcprobe.plugins import registry
+
+watch = types.ModuleType("watch")
+
+@rcprobe.hookimpl
+def step_finished(step):
+    print("probed", file=sys.stderr, flush=True)
+
+watch.step_finished = step_finished
+sys.modules["watch"] = watch
+registry().add(metadata.EntryPoint("watch", "watch", "rcprobe"))
+sys.argv = ["rcprobe", *"run radd letters --limit 1 --option width=8 --steps 1000000 --out".split(), sys.argv[1]]
+main()
+"""
+
+
+def test_ctrl_c_ends_a_run_at_once_and_it_goes_on(tmp_path):
+    command = [sys.executable, "-c", WATCHED, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        overdue = threading.Timer(120, running.kill)
+        overdue.start()
+        try:
+            assert running.stderr.readline() == "probed\n"  # training starts now
+            running.send_signal(signal.SIGINT)
+            out, err = running.communicate(timeout=60)
+        finally:
+            overdue.cancel()
+            running.kill()
+    assert (running.returncode, out) == (130, "")
     assert "Traceback" not in err
+    assert "interrupted" in err
     assert re.search(r"run holds [01] of 2 probed steps; the same command goes on with it$", err, re.MULTILINE)
     assert "unfinished" in call("runs", "list", str(tmp_path)).out
 

@@ -22,7 +22,7 @@ from rcprobe.facts import Dataset
 from rcprobe.report import SeedRun
 from rcprobe.report.export import to_csv, to_latex, to_markdown
 from rcprobe.report.fact_table import fact_table
-from rcprobe.report.figures import figures, save_figures
+from rcprobe.report.figures import figures, save_figures, write_figures
 from rcprobe.report.html import page
 from rcprobe.report.plain import answer
 from rcprobe.visible import visible
@@ -270,8 +270,9 @@ def test_figures_as_files_with_their_numbers(report, tmp_path):
     for key in ("probability", "accuracy", "signatures", "distance", "heads", "cosine"):
         assert {f"{key}.{kind}" for kind in ("svg", "png", "pdf", "csv")} <= names
     assert all(path.stat().st_size > 100 for path in written)
-    again = save_figures(report, tmp_path / "again")
-    assert [path.read_bytes() for path in again] == [path.read_bytes() for path in written]
+    (tmp_path / "again").mkdir()
+    for path in write_figures(figures(report)[:1], tmp_path / "again"):
+        assert path.read_bytes() == (tmp_path / "figures" / path.name).read_bytes()
     with pytest.raises(RcprobeError, match="nothing was overwritten"):
         save_figures(report, tmp_path / "figures")
 
