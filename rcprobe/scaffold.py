@@ -10,7 +10,7 @@ from importlib import metadata, resources
 from pathlib import Path
 from string import Template
 
-from rcprobe.errors import UsageError
+from rcprobe.errors import RunError, UsageError
 from rcprobe.files import make_folder, unwritable, write_bytes
 from rcprobe.plugins import registry
 
@@ -72,7 +72,10 @@ def new_plugin(name: str, kind: str, folder: str | Path | None = None) -> list[P
         f"{name}/py.typed": "",
         f"test_{name}.py": _filled(f"{kind}_check", words),
     }
-    make_folder(path / name)
+    try:
+        make_folder(path / name)
+    except RunError as error:
+        raise UsageError(str(error)) from error
     for place, text in texts.items():
         write_bytes(path / place, text.encode())
     return [path / place for place in texts]
