@@ -88,7 +88,7 @@ def local_folder(source: str, how: Reading) -> Path:
     found = gguf_file(source)
     if found is not None or Path(source).is_dir():
         if how.revision is not None:
-            raise UsageError(f"{source}: a folder has no revisions; leave it out (revision=, --revision)")
+            raise UsageError(f"{source}: a folder has no revisions; leave the revision out (revision=, --revision)")
         return found or Path(source)
     from huggingface_hub import snapshot_download
 

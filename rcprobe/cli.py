@@ -56,8 +56,9 @@ def main() -> None:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        sys.stdout = io.StringIO()  # what it still holds couldn't be written at the end either
-        say("rcprobe: standard output can't be written (no space left)", err=True)
+        if error.filename is None:
+            sys.stdout = io.StringIO()  # what it still holds couldn't be written at the end either
+        say(f"rcprobe: {error.filename or 'standard output'} can't be written (no space left)", err=True)
         code = 1
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED

@@ -258,9 +258,9 @@ def fact_values(condition: Condition, measured: Measured, start: Measured | None
     kept, fact = _kept(measured), measured.table.fact[_kept(measured)]
     rows = []
     for name in condition.columns:
-        values = _cells(measured.columns[name])
+        values = measured.columns[name]
         if start is not None:
-            values = values - _cells(start.columns[name])
+            values = values - start.columns[name]
         rows.append(row_mean(values)[kept])
     both = ~np.isnan(np.stack(rows)).any(axis=0)
     columns = [_by_fact(np.where(both, row, np.nan), fact) for row in rows]

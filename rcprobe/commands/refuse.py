@@ -6,8 +6,6 @@ from rcprobe.config import RunConfig
 from rcprobe.errors import UnknownNameError, UsageError
 from rcprobe.plugins import registry
 
-MANIFEST_ENDING = ".json"
-
 
 def refuse(asked: RunConfig, config: str | None) -> None:
     """Raise ``UsageError`` or ``UnknownNameError`` for what was asked wrongly; ``config`` is the file it came from."""
@@ -23,7 +21,7 @@ def refuse(asked: RunConfig, config: str | None) -> None:
         raise UnknownNameError("family (--adapter)", asked.adapter, names.names("models"))
     if asked.seeds < 1:
         raise UsageError(f"seeds is {asked.seeds}; use 1 or more")
-    if config is not None and config.endswith(MANIFEST_ENDING):
+    if config is not None and config.endswith(".json"):
         _refuse_lost(asked, config)
 
 

@@ -141,8 +141,12 @@ def own_objective(family: type[Adapter]) -> str:
 
 def misnamed_loss(family: type[Adapter]) -> str:
     """What is wrong with the loss that a family names; empty where nothing is."""
-    fitting = [o.name for o in OBJECTIVES.values() if o.kind == family.objective]
+    fitting = _fitting(family)
     return "" if own_objective(family) in fitting else f"loss is {family.loss!r}; use {', '.join(fitting)}"
+
+
+def _fitting(family: type[Adapter]) -> list[str]:
+    return [o.name for o in OBJECTIVES.values() if o.kind == family.objective]
 
 
 def objective_of(m: LoadedModel, config: TrainConfig) -> Objective:
@@ -155,10 +159,9 @@ def objective_of(m: LoadedModel, config: TrainConfig) -> Objective:
         raise UnknownNameError("objective", name, OBJECTIVES)
     objective = OBJECTIVES[name]
     if objective.kind != m.adapter.objective:
-        fitting = ", ".join(o.name for o in OBJECTIVES.values() if o.kind == m.adapter.objective)
         raise UsageError(
             f"training: objective {name!r} is for {objective.kind} models, and {m.adapter.name} is a "
-            f"{m.adapter.objective} one; use {fitting}"
+            f"{m.adapter.objective} one; use {', '.join(_fitting(type(m.adapter)))}"
         )
     if objective.kind == "causal" and config.maskable != "all":
         raise UsageError(f"training: maskable = {config.maskable!r} says what may be masked, and {name} masks nothing")
