@@ -450,6 +450,9 @@ def test_latex_breaks_long_texts_where_a_line_is_too_short():
     uneven = latex_table("c", ("a", "b"), [("x" * 21, "word " * 100)], ())
     assert min(map(float, re.findall(r"p\{(0\.\d\d)", uneven))) > 0.1
     assert r"\begin{tabular}{lll}" in latex_table("c", ("a", "b", "c"), [("word " * 5, "0.12", "word")], ())
+    many = re.findall(r"p\{(0\.\d\d)", latex_table("c", "abcdefghij", [("0.12 to 0.34",) * 10], ()))
+    assert len(many) == 10  # each is short; together they are not
+    assert sum(map(float, many)) < 1
 
 
 def test_rows_hold_every_number_once(found):

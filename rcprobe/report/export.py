@@ -11,7 +11,6 @@ from rcprobe.visible import visible
 
 HEADINGS = ("", "measured", "estimate", "95 % interval", "margin", "matched / control", "signature's verdict")
 LINE, LETTER, GAP = 345, 4.4, 3  # points: a line of the class article, a letter of \\footnotesize, beside a column
-LONG, LEAST = 20 * LETTER, 12 * LETTER  # a text that may be broken, and the narrowest that its column gets
 _LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -76,16 +75,20 @@ def latex_table(caption: str, headings: Sequence[str], rows: Sequence[Sequence[s
 
 
 def _latex_columns(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The columns' letters; where a line is too short for them, long texts go on below in their column."""
+    """The columns' letters; where a line is too short for them, the texts of the widest go on below in their column."""
     widths = [LETTER * max(len(row[i]) for row in (headings, *rows)) for i in range(len(headings))]
-    long = [width for width in widths if width > LONG]
-    left = LINE - 2 * GAP * len(widths) - (sum(widths) - sum(long))
-    if sum(long) <= left:
-        return "l" * len(widths)
-    spare = max(left - LEAST * len(long), 0.0)
-    broken = r">{{\raggedright\arraybackslash}}p{{{:.2f}\linewidth}}"
-    shares = [(LEAST + spare * (width - LEAST) / (sum(long) - LEAST * len(long))) / LINE for width in widths]
-    return "".join(broken.format(s) if width > LONG else "l" for s, width in zip(shares, widths, strict=True))
+    widest = _widest(widths, LINE - 2 * GAP * len(widths))
+    broken = rf">{{\raggedright\arraybackslash}}p{{{widest / LINE:.2f}\linewidth}}"
+    return "".join(broken if width > widest else "l" for width in widths)
+
+
+def _widest(widths: Sequence[float], room: float) -> float:
+    """How wide a column may be: those narrower than an equal share of what is left stay whole."""
+    for columns, width in zip(range(len(widths), 0, -1), sorted(widths), strict=True):
+        if width > room / columns:
+            return room / columns
+        room -= width
+    return math.inf
 
 
 def _rows(report: Report) -> list[list[str]]:
