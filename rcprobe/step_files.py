@@ -95,7 +95,10 @@ def check_done(folder: Path) -> dict[str, Any]:
     for name, expected in files.items():
         path = inside(folder, name)
         if digest(path) != expected:
-            raise RunError(f"{path}: damaged: its bytes aren't those that were written")
+            raise RunError(
+                f"{path}: damaged: its bytes aren't those that were written; put a copy back, or give the run's "
+                "command again with --fresh"
+            )
     return marker
 
 

@@ -125,8 +125,8 @@ class RunFolder:
             if not str(error).startswith(str(self.path / REPORT)):
                 raise
             raise RunError(
-                f"{error}; remove {DONE} beside it and give the command of the run again: it is written anew from the "
-                "steps, which are kept apart"
+                f"{error}. Or remove {DONE} beside it and give the command of the run again: it is written anew from "
+                "the steps, which are kept apart"
             ) from error
 
     def progress(self) -> tuple[int, int]:

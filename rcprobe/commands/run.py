@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rcprobe.commands.output import bars_for_people, duration, print_json, say, tell_failures
-from rcprobe.commands.refuse import refuse
-from rcprobe.config import FINE_TUNING, RunConfig, read_config
 from rcprobe.errors import UsageError
 from rcprobe.plugins import registry
 
 if TYPE_CHECKING:
+    from rcprobe.config import RunConfig
     from rcprobe.estimate import Cost
     from rcprobe.loaded import LoadedModel
 
@@ -86,6 +85,9 @@ def run_command(
 
     Example: rcprobe run radd letters --steps 1500 --seeds 5 --out runs/radd
     """
+    from rcprobe.commands.refuse import refuse
+    from rcprobe.config import FINE_TUNING, RunConfig, read_config
+
     if fresh and out is None and config is None:
         raise UsageError("--fresh starts over beside a folder; name it with --out")
     flags = {
@@ -127,7 +129,7 @@ def run_command(
     tell_failures(told)
 
 
-def _run(asked: RunConfig, *, fresh: bool, show: bool, as_json: bool, quiet: bool) -> None:
+def _run(asked: "RunConfig", *, fresh: bool, show: bool, as_json: bool, quiet: bool) -> None:
     import rcprobe
     from rcprobe.report.terminal import print_report
     from rcprobe.training.processes import speaks
@@ -167,7 +169,7 @@ def _run(asked: RunConfig, *, fresh: bool, show: bool, as_json: bool, quiet: boo
         say(f"kept in {report.folder}", err=True)
 
 
-def _load(asked: RunConfig, show: bool) -> "LoadedModel":
+def _load(asked: "RunConfig", show: bool) -> "LoadedModel":
     from rcprobe.loading import load
 
     bars_for_people(show)
@@ -190,7 +192,7 @@ def _load(asked: RunConfig, show: bool) -> "LoadedModel":
     )
 
 
-def _check_history(asked: RunConfig) -> None:
+def _check_history(asked: "RunConfig") -> None:
     from rcprobe.revisions import check_asked
 
     check_asked(asked.revisions or [], asked.training())
@@ -198,7 +200,7 @@ def _check_history(asked: RunConfig) -> None:
         raise UsageError("--revision names one revision, --revisions several; give one of the two")
 
 
-def _cost(asked: RunConfig, show: bool) -> "Cost":
+def _cost(asked: "RunConfig", show: bool) -> "Cost":
     import rcprobe
     from rcprobe.estimate import estimate
     from rcprobe.metrics import resolve_metrics
@@ -214,7 +216,7 @@ def _labelled(cost: "Cost") -> dict[str, Any]:
     return {**cost.__dict__, "pairs": pairs}
 
 
-def _print_cost(asked: RunConfig, cost: "Cost") -> None:
+def _print_cost(asked: "RunConfig", cost: "Cost") -> None:
     pairs = ", ".join(
         f"{name} {can:,}" + (f" of {all_:,}" if can < all_ else "") for name, (can, all_) in cost.pairs.items()
     )

@@ -72,7 +72,7 @@ def runs_show(
         "hardware",
     ):
         _row(name, settings.get(name))
-    for name in ("dataset", "facts", "metrics", "seeds", "train", "batch_size", "threads", "plugins", "versions"):
+    for name in ("dataset", "facts", "metrics", "train", "batch_size", "threads", "plugins", "versions"):
         _row(name, settings.get(name))
     for seed, part in seeds.items():
         failure = part.failure()

@@ -51,7 +51,7 @@ class Sheet:
 
 def print_sheet(sheet: Sheet, console: Console | None = None) -> None:
     """Print tables, notes, and the answer last."""
-    console = console or Console(highlight=False)
+    console = console or Console(highlight=False, emoji=False)
     console.print(sheet.title, style="bold", soft_wrap=True, markup=False)
     for grid in sheet.grids:
         _print_grid(grid, console)

@@ -17,7 +17,7 @@ TITLE = 22  # characters of a signature's title that stand in one line
 
 def print_report(report: Report, console: Console | None = None) -> None:
     """Print what was asked, accuracy both ways, every signature with interval, control, effect and verdict."""
-    console = console or Console(highlight=False)
+    console = console or Console(highlight=False, emoji=False)
     info = report.info
     seeds = len(report.runs)
     as_found = f"revisions: {len(info['revisions'])}" if info.get("revisions") else "as it is"

@@ -15,7 +15,7 @@ VERDICTS = ("present", "absent", "inconclusive", "undefined", "not trained")
 
 def print_demo(reports: Mapping[str, Report], console: Console | None = None) -> None:
     """Print the demo's table and answer."""
-    console = console or Console(highlight=False)
+    console = console or Console(highlight=False, emoji=False)
     some = next(iter(reports.values()))
     console.print(
         f"Three models learned 26 letter pairs for {some.info['train']['steps']} steps, {len(some.runs)} seeds each, "
