@@ -6,10 +6,12 @@ Importing this module doesn't import torch, so that the server of workers can be
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import forkserver
+from multiprocessing import connection, forkserver
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -55,11 +57,8 @@ def run_jobs(jobs: Sequence[Job], progress: Callable[[int, float], None]) -> "li
     A job's seeds are trained together, in one worker and on one thread, so numbers don't depend on how many cores
     there are.
     """
-    start_server()
-    context = multiprocessing.get_context("forkserver")
-    steps = context.SimpleQueue()
-    pool = ProcessPoolExecutor(cores(), context, initializer=_start, initargs=(steps,))
-    try:
+    steps = multiprocessing.get_context("forkserver").SimpleQueue()
+    with workers(cores(), steps) as pool:
         trainings = {pool.submit(_train, number, job): number for number, job in enumerate(jobs)}
         probings: list[list[Future[SeedRun]]] = [[] for _ in jobs]
         running: set[Future[Any]] = set(trainings)
@@ -79,6 +78,19 @@ def run_jobs(jobs: Sequence[Job], progress: Callable[[int, float], None]) -> "li
                 if futures:
                     progress(number, 0.5 + 0.5 * sum(future.done() for future in futures) / len(futures))
         return [[future.result() for future in futures] for futures in probings]
+
+
+@contextmanager
+def workers(count: int, steps: Any = None) -> Iterator[ProcessPoolExecutor]:
+    """Processes that work on one thread each. None outlives the block or this process, however that ends.
+
+    ``steps`` is a queue that a training in a worker reports to.
+    """
+    start_server()
+    context = multiprocessing.get_context("forkserver")
+    pool = ProcessPoolExecutor(count, context, initializer=_start, initargs=(steps,))
+    try:
+        yield pool
     except BaseException:
         for process in (pool._processes or {}).values():
             process.terminate()
@@ -102,6 +114,15 @@ def _start(steps: Any) -> None:
     _steps = steps
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed can't end its workers, and they would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os._exit(1)
 
 
 def _train(number: int, job: Job) -> "list[Recording]":

@@ -1,13 +1,10 @@
 """Cells of an experiment: tiny models that differ in one thing, trained over seeds, and what is read of them."""
 
-import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
-import torch
 
 from rcprobe.facts import Dataset
 from rcprobe.loaded import LoadedModel
@@ -21,7 +18,7 @@ from rcprobe.runner import load_dataset
 from rcprobe.statistics import score_correlation
 from rcprobe.training import Checkpoint, TrainConfig
 from rcprobe_plugins.studies.fast_trainer import Recording, record
-from rcprobe_plugins.studies.jobs import start_server
+from rcprobe_plugins.studies.jobs import workers
 
 LETTER, FULL = "52 letters", "full vocabulary"
 ALL_READS = frozenset({"scores", "log_probs", "gradients", "storage"})
@@ -142,14 +139,8 @@ def _recorded(cells: Sequence[Cell], size: Size, data: Dataset) -> Iterator[list
     if size.workers == 1:
         yield from (_record(cell, size, data) for cell in cells)
         return
-    start_server()
-    context = multiprocessing.get_context("forkserver")
-    with ProcessPoolExecutor(size.workers, context, initializer=_one_thread) as pool:
+    with workers(size.workers) as pool:
         yield from pool.map(_record, cells, [size] * len(cells), [data] * len(cells))
-
-
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def _record(cell: Cell, size: Size, data: Dataset) -> list[Recording]:
