@@ -47,6 +47,7 @@ def main() -> None:
     try:
         _add_plugin_commands()
         code = cli(standalone_mode=False)
+        sys.stdout.flush()  # what it can't hold is told here, not after the end
     except RcprobeError as error:
         say(f"rcprobe: {error}", err=True)
         code = error.exit_code

@@ -57,6 +57,7 @@ class Condition:
                 f"condition {self.label!r}: columns is {self.columns!r}; a {self.statistic} takes a tuple of "
                 f"{' or '.join(map(str, STATISTICS[self.statistic]))} names"
             )
+        object.__setattr__(self, "columns", tuple(self.columns))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """``Probe``: measure a model at the steps of anybody's training loop."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 
@@ -165,8 +165,7 @@ class Probe:
 
     def _why_not(self, metric: Metric, seen: Observation) -> str | None:
         if len(seen.excluded) == len(seen.pairs):
-            reasons = "; ".join(f"{count}: {reason}" for reason, count in Counter(seen.excluded.values()).most_common())
-            return f"none of {len(seen.pairs)} pairs could be asked ({reasons})"
+            return f"none of {len(seen.pairs)} pairs could be asked ({_most(seen.excluded.values())})"
         if "storage" in metric.reads and self.m.adapter.ov_circuit is None:
             return f"adapter {self.m.adapter.name!r} declares no ov_circuit"
         if "scores" in metric.reads and seen.scores is not None and seen.scores.shape[2] == 0:
@@ -177,13 +176,20 @@ class Probe:
 def _some_can_be_asked(m: LoadedModel, pairs: Mapping[Pairing, Sequence[QueryPair]]) -> None:
     """Raise ``DataError`` where the model can't be asked about a single fact, with the reasons."""
     every = [pair for some in pairs.values() for pair in some]
-    reasons = Counter(pair.unsupported for pair in every)
-    if every and None not in reasons:
-        said = "; ".join(f"{count} pairs: {reason}" for reason, count in reasons.most_common(3))
+    reasons = [pair.unsupported for pair in every if pair.unsupported is not None]
+    if every and len(reasons) == len(every):
         raise DataError(
-            f"{m.source} can't be asked about any of these facts ({said}); take a model (or options of it) that can "
-            "read these texts, or other texts"
+            f"{m.source} can't be asked about any of these facts ({_most(reasons)}); take a model (or options of it) "
+            "that can read these texts, or other texts"
         )
+
+
+def _most(reasons: Iterable[str]) -> str:
+    """The three commonest reasons with their counts: some name an entity, and would be as many as the facts."""
+    counted = Counter(reasons).most_common()
+    rest = len(counted) - 3
+    said = [f"{count} pair{'s'[: count != 1]}: {reason}" for reason, count in counted[:3]]
+    return "; ".join(said + [f"and {rest} more reason{'s'[: rest != 1]}"] * (rest > 0))
 
 
 def one_per_distance(pairs: Sequence[QueryPair]) -> list[QueryPair]:

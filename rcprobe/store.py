@@ -60,13 +60,16 @@ class RunFolder:
             )
         manifest = read_json(self.path / MANIFEST)
         schema = manifest.get("schema")
-        if not isinstance(schema, int) or schema < 1 or not isinstance(manifest.get("settings"), dict):
+        settings = manifest.get("settings")
+        if not isinstance(schema, int) or schema < 1 or not isinstance(settings, dict):
             raise RunError(f"{self.path / MANIFEST}: isn't a manifest that rcprobe wrote")
         if schema > SCHEMA:
             raise RunError(
                 f"{self.path / MANIFEST}: written by a newer rcprobe (schema {schema}, this one knows {SCHEMA}); "
                 "upgrade rcprobe to read it"
             )
+        if not isinstance(settings.get("seeds"), list):
+            raise RunError(f"{self.path / MANIFEST}: names no seeds, so it isn't a manifest that rcprobe wrote")
         return manifest
 
     def seed(self, seed: int) -> SeedFolder:

@@ -77,7 +77,7 @@ def test_a_correlation_ends_where_the_signature_has_it(report):
 
 def test_a_metric_of_ones_own_is_drawn_and_what_says_a_part_is_not(report):
     conditions = (
-        Condition("gap", "mean", ("matched", "other_fact"), 0.0, "cosine"),
+        Condition("gap", "mean", ["matched", "other_fact"], 0.0, "cosine"),  # a list serves as a tuple does
         Condition("level", "mean", ("matched",), 0.0, "cosine"),
         Condition("aside", "mean", ("cos query",), 0.0, "cosine", judged=False),
     )

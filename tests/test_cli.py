@@ -480,3 +480,18 @@ def test_a_full_disk_behind_standard_output_is_said_in_a_line():
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr == "rcprobe: standard output can't be written (no space left)\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_short_answer_that_is_written_at_the_end_alone_is_missed_too():
+    code = (
+        "import sys; from rcprobe import cli; cli._add_plugin_commands = lambda: None; "
+        "cli.cli = lambda **_: sys.stdout.write('short'); cli.main()"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=environment
+        )
+    assert done.returncode == 1
+    assert done.stderr == "rcprobe: standard output can't be written (no space left)\n"

@@ -453,6 +453,7 @@ def test_latex_breaks_long_texts_where_a_line_is_too_short():
     many = re.findall(r"p\{(0\.\d\d)", latex_table("c", "abcdefghij", [("0.12 to 0.34",) * 10], ()))
     assert len(many) == 10  # each is short; together they are not
     assert sum(map(float, many)) < 1
+    assert "{-" not in latex_table("c", ["heading"] * 70, [["cell"] * 70], ())
 
 
 def test_rows_hold_every_number_once(found):

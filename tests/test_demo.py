@@ -7,7 +7,7 @@ from rich.console import Console
 
 from rcprobe.errors import UsageError
 from rcprobe_plugins.studies.demo import MODELS, command, run_demo
-from rcprobe_plugins.studies.demo_output import print_demo, table
+from rcprobe_plugins.studies.demo_output import LETTERS, print_demo, table
 
 WIDE = ((7.77, 5.96, 9.58), (8.86, 6.67, 11.05), (2.36, 1.28, 3.44))  # a trained demo's storage, with intervals
 
@@ -55,6 +55,15 @@ def test_a_table_of_eighty_columns_keeps_its_right_border(reports):
     console.print(table(found))
     rows = console.file.getvalue().splitlines()
     assert {line[-1] for line in rows} <= set("┓┃┩│┤┘")
+
+
+def test_brackets_are_printed_as_they_are_and_a_model_without_seeds_has_dashes(reports):
+    label, some = next(iter(reports.items()))
+    lost = replace(some, accuracy={}, notes=("seed 0 failed: [/x]",))
+    printed = StringIO()
+    print_demo({label: lost}, Console(file=printed, width=80))
+    assert "[/x]" in printed.getvalue()
+    assert f"accuracy, {LETTERS}" in " ".join(printed.getvalue().split())
 
 
 def test_no_seeds_are_refused():

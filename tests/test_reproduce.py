@@ -136,6 +136,11 @@ def test_files_are_all_written_and_can_be_read(tmp_path, reports):
     assert (tmp_path / "tab1.tex").read_text().count(r"\begin{tabular}") == len(sheet.grids)
 
 
+def test_a_ragged_table_is_refused_before_anything_is_printed():
+    with pytest.raises(ValueError, match="ragged: a row of 1 cells under 2 headings"):
+        Grid("ragged", ("a", "b"), (("1", "2"), ("1",)))
+
+
 def test_texts_are_printed_and_exported_as_they_are():
     sheet = Sheet("x", "[bold]t", ("50 % & more",), (Grid("g_1", ("a [b]",), (("[red]1 %",),)),), ())
     console = Console(record=True, width=80, file=StringIO())

@@ -195,6 +195,7 @@ def test_fresh_names_are_free_and_nothing_is_lost(tmp_path):
         ("{}", "isn't a manifest"),
         ('{"schema": "1", "settings": {}}', "isn't a manifest"),
         ('{"schema": 7, "settings": {}}', "newer rcprobe .schema 7"),
+        ('{"schema": 1, "settings": {}}', "names no seeds"),
     ],
 )
 def test_a_manifest_that_cannot_be_trusted_is_refused(manifest, reason, tmp_path):

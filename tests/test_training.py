@@ -107,6 +107,15 @@ def test_a_loss_that_is_not_finite_names_step_and_seed():
             pass
 
 
+def test_where_memory_runs_out_what_takes_less_is_said(monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("no more")
+
+    monkeypatch.setattr("rcprobe.training.trainer.weighted_loss", full)
+    with pytest.raises(UsageError, match=r"memory ran out with 64 statements a batch in 1 part; a smaller batch_size"):
+        list(train(tiny(), FACTS, TrainConfig(steps=1), seed=0))
+
+
 @pytest.mark.parametrize(
     "bad",
     [

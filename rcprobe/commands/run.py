@@ -1,6 +1,7 @@
 """``rcprobe run``."""
 
 import json
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rcprobe.commands.output import bars_for_people, duration, print_json, say, tell_failures
-from rcprobe.errors import UsageError
+from rcprobe.errors import RunError, UsageError
 from rcprobe.plugins import registry
 
 if TYPE_CHECKING:
@@ -157,7 +158,8 @@ def _run(asked: "RunConfig", *, fresh: bool, show: bool, as_json: bool, quiet: b
         )
     except KeyboardInterrupt:
         if speaks() and not (fresh or quiet):
-            _tell_what_is_there(asked.out, "; the same command goes on with it")
+            with suppress(RunError):
+                _tell_what_is_there(asked.out, "; the same command goes on with it")
         raise
     if not speaks():
         return

@@ -104,7 +104,7 @@ def _tally(found: "Comparison") -> str:
     tested = [c for c in found.contrasts if c.found != "too few"]
     few, apart = len(found.contrasts) - len(tested), sum(c.found != "not told apart" for c in tested)
     if not found.contrasts:
-        return "No two runs can be compared; the notes and the table of what isn’t say why."
+        return "No two runs can be compared; what is said of the runs says why."
     rest = "rests" if few == 1 else "rest"
     if not tested:
         return f"No difference could be tested: {'it' if few == 1 else f'all {few}'} {rest} on too few replicates."

@@ -78,7 +78,7 @@ def _of_both(measured: Measured, condition: Condition, column: str) -> Floats:
 
 
 def _correlation(report: Report, steps: Mapping[int, list[Measured]], condition: Condition) -> Series:
-    """The pooled correlation of each step; over facts an interval is a bootstrap's, and left to the last step."""
+    """The pooled correlation of each step; over facts an interval is a bootstrap's, and isn't drawn."""
     points, seeds = [], []
     for measured in steps.values():
         found = {m.seed: score_correlation(*score_rows(condition, m)).pooled for m in measured}

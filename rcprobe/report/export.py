@@ -77,7 +77,7 @@ def latex_table(caption: str, headings: Sequence[str], rows: Sequence[Sequence[s
 def _latex_columns(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """The columns' letters; where a line is too short for them, the texts of the widest go on below in their column."""
     widths = [LETTER * max(len(row[i]) for row in (headings, *rows)) for i in range(len(headings))]
-    widest = _widest(widths, LINE - 2 * GAP * len(widths))
+    widest = _widest(widths, max(LINE - 2 * GAP * len(widths), LETTER * len(widths)))
     broken = rf">{{\raggedright\arraybackslash}}p{{{widest / LINE:.2f}\linewidth}}"
     return "".join(broken if width > widest else "l" for width in widths)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rcprobe.errors import MissingExtraError
+from rcprobe.files import whole, write_bytes
 from rcprobe.report.along import along
 from rcprobe.report.correlations import by_distance, by_head
 from rcprobe.report.cosines import cosines
@@ -118,13 +119,14 @@ def write_figures(made: Sequence[FigureData], into: Path, formats: Sequence[str]
         if not data.panels:
             continue
         table = into / f"{data.key}.csv"
-        table.write_text(csv_text(data.rows()), encoding="utf-8")
+        write_bytes(table, csv_text(data.rows()).encode())
         written.append(table)
         with _settings(data.key) as module:
             figure = _figure(module, data.panels, titles=True)
             for kind in formats:
                 path = into / f"{data.key}.{kind}"
-                figure.savefig(path, dpi=200, facecolor="white", metadata=_UNDATED[kind])
+                with whole(path) as temporary:
+                    figure.savefig(temporary, format=kind, dpi=200, facecolor="white", metadata=_UNDATED[kind])
                 written.append(path)
     return written
 

@@ -1,6 +1,5 @@
 """A study's result: an answer, tables and figures of several runs, printed and as files."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from rcprobe.files import strict
+from rcprobe.files import strict, write_bytes, write_json
 from rcprobe.report.export import latex_table
 from rcprobe.report.figures import installed, write_figures
 from rcprobe.report.html import drawn, rendered
@@ -29,6 +28,11 @@ class Grid:
     headings: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     once: int = 0
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if len(row) != len(self.headings):
+                raise ValueError(f"{self.title}: a row of {len(row)} cells under {len(self.headings)} headings")
 
 
 @dataclass(frozen=True)
@@ -97,11 +101,11 @@ def _widths(grid: Grid, room: int) -> list[int]:
 
 def save_sheet(sheet: Sheet, folder: Path) -> None:
     """Write values as CSV and JSON, tables as LaTeX and, where matplotlib is installed, the page and figures as SVG."""
-    (folder / f"{sheet.key}.csv").write_text(csv_text(sheet.values), encoding="utf-8")
-    (folder / f"{sheet.key}.json").write_text(json.dumps(sheet.to_dict(), indent=2, allow_nan=False), encoding="utf-8")
-    (folder / f"{sheet.key}.tex").write_text(to_latex(sheet), encoding="utf-8")
+    write_bytes(folder / f"{sheet.key}.csv", csv_text(sheet.values).encode())
+    write_json(folder / f"{sheet.key}.json", sheet.to_dict())
+    write_bytes(folder / f"{sheet.key}.tex", to_latex(sheet).encode())
     if installed():
-        (folder / f"{sheet.key}.html").write_text(page(sheet), encoding="utf-8")
+        write_bytes(folder / f"{sheet.key}.html", page(sheet).encode())
         figures = folder / f"{sheet.key}-figures"
         figures.mkdir(exist_ok=True)  # a study that goes on writes its sheet again
         write_figures(sheet.figures, figures, ("svg",))

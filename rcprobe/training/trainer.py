@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from rcprobe.errors import TrainingError, UsageError
 from rcprobe.facts import Fact
 from rcprobe.loaded import LoadedModel
+from rcprobe.memory import out_of_memory
 from rcprobe.training.config import TrainConfig
 from rcprobe.training.objectives import Statements, objective_of, weighted_loss
 from rcprobe.training.processes import Processes, enough, processes
@@ -51,7 +52,7 @@ def train(
     ``KEEP_EVERY`` seconds or more; with such a ``state`` training goes on, with the checkpoints that were still to
     come, as if it had never stopped. Processes that were started together (``torchrun``) share each batch. Raises
     ``TrainingError`` naming seed and step when the loss isn't finite, ``DataError`` when there is nothing to train on,
-    and ``UsageError`` where every weight is frozen or a batch is too small to be shared.
+    and ``UsageError`` where every weight is frozen, a batch is too small to be shared, or memory runs out.
     """
     objective, team = objective_of(m, config), processes()
     enough(config.batch_size, config.accumulate, team)
@@ -73,7 +74,7 @@ def train(
         done = average.updates
     for stop in (k for k in config.probed() if k >= max(done, 1)):  # a state kept at a stop gives that stop once more
         m.model.train()
-        with randomness.own(), checkpointing(m, config.checkpointing):
+        with randomness.own(), checkpointing(m, config.checkpointing), _in_memory(config):
             for step in range(done + 1, stop + 1):
                 drawn = torch.randint(len(ids), (config.batch_size,), generator=generator)
                 longest = int(real[drawn].sum(dim=1).max())
@@ -105,6 +106,21 @@ def trained_parameters(m: LoadedModel) -> list[nn.Parameter]:
     if not parameters:
         raise UsageError(f"{m.source}: every weight is frozen (quantised ones are); train it with method 'lora'")
     return parameters
+
+
+@contextmanager
+def _in_memory(config: TrainConfig) -> Iterator[None]:
+    """Say what takes less memory where it runs out inside."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise UsageError(
+            f"training: memory ran out with {config.batch_size} statements a batch in {config.accumulate} part"
+            f"{'s'[: config.accumulate != 1]}; a smaller batch_size or more parts (accumulate) take less, and so do "
+            "checkpointing, precision bfloat16 and method lora"
+        ) from error
 
 
 @contextmanager

@@ -34,15 +34,15 @@ def command(
         raise UsageError(f"--seeds {seeds}: use 1 or more")
     folder = new_folder(out) if out is not None else None
     reports = run_demo(seeds, steps, show=not (quiet or as_json))
-    if folder is not None:
-        for report in reports.values():
-            report.save(folder / f"{report.info['model']}-{report.info['options']['encoding']}")
     if as_json:
         print_json({label: report.to_dict() for label, report in reports.items()})
     elif not quiet:
         from rcprobe_plugins.studies.demo_output import print_demo
 
         print_demo(reports)
+    if folder is not None:
+        for report in reports.values():
+            report.save(folder / f"{report.info['model']}-{report.info['options']['encoding']}")
 
 
 def run_demo(seeds: int, steps: int, show: bool = False) -> "dict[str, Report]":

@@ -22,12 +22,13 @@ def print_demo(reports: Mapping[str, Report], console: Console | None = None) ->
         "from sequences such as 0a00A0: lower case left of upper case, never the other way. Forward asks for a letter "
         "in that order; reverse asks for the lower-case letter with its capital on the left, an order never seen.",
         soft_wrap=True,
+        markup=False,
     )
     console.print(table(reports))
     for line in legend(reports):
-        console.print(line, soft_wrap=True)
+        console.print(line, soft_wrap=True, markup=False)
     console.print()
-    console.print(answer(reports), style="bold", soft_wrap=True)
+    console.print(answer(reports), style="bold", soft_wrap=True, markup=False)
 
 
 def table(reports: Mapping[str, Report]) -> Table:
@@ -92,13 +93,13 @@ def _both(forward: list[float], reverse: list[float]) -> str:
 
 
 def _both_ways(report: Report, reading: str) -> str:
-    if reading not in report.accuracy["swapped"]:
+    if not _accuracy(report, reading, 0):
         return "–"
     return _both(_accuracy(report, reading, 0), _accuracy(report, reading, 1))
 
 
 def _accuracy(report: Report, reading: str, way: int) -> list[float]:
-    return [seed[way] for seed in report.accuracy["swapped"][reading]]
+    return [seed[way] for seed in report.accuracy.get("swapped", {}).get(reading, ())]
 
 
 def _probability(report: Report, way: int) -> list[float]:

@@ -72,12 +72,12 @@ def reproduce_tuned(
 
     key = f"{table}-mini" if mini else table
     sheet = tab7(key, tuned) if table == "tab7" else panels(key, tuned)
-    if out is not None:
-        save_sheet(sheet, out)
     if as_json:
         print_json({sheet.key: sheet.to_dict()})
     elif show:
         print_sheet(sheet)
+    if out is not None:
+        save_sheet(sheet, out)
     if tuned.failed:
         raise RcprobeError("not run: " + "; ".join(tuning.label for tuning in tuned.failed) + "; the notes say why")
 

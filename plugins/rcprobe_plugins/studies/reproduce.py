@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from rcprobe.report import Report
     from rcprobe.report.sheet import Sheet
@@ -79,15 +79,15 @@ def command(
     folder = new_folder(out) if out is not None else None
     count = seeds or (QUICK_SEEDS if quick else 8)
     asked = TABLES if table == "all" else () if table == "reviews" else (table,)
-    sheets = reproduce(asked, count, quick, show=not (quiet or as_json))
+    sheets = []
+    for sheet in reproduce(asked, count, quick, show=not (quiet or as_json)):
+        from rcprobe.report.sheet import print_sheet, save_sheet
 
-    from rcprobe.report.sheet import print_sheet, save_sheet
-
-    for sheet in sheets:
-        if folder is not None:
-            save_sheet(sheet, folder)
+        sheets.append(sheet)
         if not (quiet or as_json):
             print_sheet(sheet)
+        if folder is not None:
+            save_sheet(sheet, folder)
     answers = []
     if table in ("reviews", "all"):
         from rcprobe_plugins.studies.reviews.command import answer_questions
@@ -97,8 +97,8 @@ def command(
         print_json({sheet.key: sheet.to_dict() for sheet in sheets} | ({"reviews": answers} if answers else {}))
 
 
-def reproduce(tables: tuple[str, ...], seeds: int, quick: bool = False, show: bool = False) -> "list[Sheet]":
-    """The tables' sheets; a model that several tables need is trained once."""
+def reproduce(tables: tuple[str, ...], seeds: int, quick: bool = False, show: bool = False) -> "Iterator[Sheet]":
+    """The tables' sheets, one by one; a model that several tables need is trained once, before the first."""
     from functools import partial
 
     from rcprobe_plugins.studies.one_layer import recipe, train_settings
@@ -106,7 +106,8 @@ def reproduce(tables: tuple[str, ...], seeds: int, quick: bool = False, show: bo
     wanted = {table: settings_of(table, quick) for table in tables}
     every = list(dict.fromkeys(setting for settings in wanted.values() for setting in settings))
     trained = train_settings(every, seeds, partial(recipe, quick=quick), show=show) if every else {}
-    return [_sheet(table, {setting: trained[setting] for setting in wanted[table]}) for table in tables]
+    for table in tables:
+        yield _sheet(table, {setting: trained[setting] for setting in wanted[table]})
 
 
 def settings_of(table: str, quick: bool = False) -> "list[Setting]":

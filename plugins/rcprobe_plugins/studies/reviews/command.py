@@ -34,8 +34,8 @@ def answer_questions(
 
 
 def _answered(answer: Answer, folder: Path | None, show: bool) -> dict[str, str]:
-    if folder is not None:
-        save_answer(answer, folder)
     if show:
         typer.echo(f"({answer.question}) {answer.asked}\n    {answer.says}")
+    if folder is not None:
+        save_answer(answer, folder)
     return {"question": answer.question, "asked": answer.asked, "says": answer.says}

@@ -35,7 +35,7 @@ def step_sizes(size: Size) -> Answer:
     found = {seed: _measured(m, data) for _, seed, m, at in trained([cell], size, data) if at.step == stop}
     rows = pd.concat([_rows(seed, f) for seed, f in found.items()], ignore_index=True)
     orders = {name: over_seeds([_order(f, name) for f in found.values()]) for name in ("first", "second")}
-    off = over_seeds([float(f.actual[2] / f.first[2] - 1) for f in found.values()])
+    off = over_seeds([float(f.actual[2] / f.first[2] - 1) if f.first[2] else math.nan for f in found.values()])
     tight = over_seeds([float(f.tightness[0]) for f in found.values()])
     few = "" if len(found) >= ENOUGH else f" (from {len(found)} seeds; {ENOUGH} are needed for a firm interval)"
     held = abs(orders["first"].value - 2) < 0.1
@@ -93,8 +93,8 @@ def _order(found: FirstOrder, name: str) -> float:
 
 
 def _rows(seed: int, found: FirstOrder) -> pd.DataFrame:
-    with np.errstate(divide="ignore"):
-        logs = {f"log error, {name}": np.log10(_error(found, name)) for name in ("first", "second")}
+    errors = {name: _error(found, name) for name in ("first", "second")}
+    logs = {f"log error, {name}": np.log10(np.where(e > 0, e, np.nan)) for name, e in errors.items()}
     columns = {"rate": found.rates, "actual": found.actual, "first": found.first, "second": found.second}
     return pd.DataFrame({"seed": seed, "log rate": np.log10(found.rates), **columns, **logs})
 

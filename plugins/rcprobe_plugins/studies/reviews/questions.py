@@ -1,11 +1,9 @@
 """The questions by letter, and what asking them writes."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rcprobe.errors import UnknownNameError
-from rcprobe.files import strict
 from rcprobe_plugins.studies.reviews.answer import Answer
 from rcprobe_plugins.studies.reviews.cells import Size
 from rcprobe_plugins.studies.reviews.first_order import step_sizes
@@ -41,14 +39,16 @@ def reviews(size: Size, questions: Sequence[str] = tuple(QUESTIONS)) -> Iterator
 
 
 def save_answer(answer: Answer, folder: Path) -> None:
-    """Write an answer's sentence (JSON), every value (CSV), and its figure with the figure's numbers.
-
-    Raises ``MissingExtraError`` without matplotlib.
+    """Write an answer's sentence (JSON), every value (CSV) and, where matplotlib is installed, its figure with the
+    figure's numbers. Raises ``RunError`` naming a file that can't be written.
     """
-    from rcprobe.report.figures import write_figures
+    from rcprobe.files import whole, write_json
+    from rcprobe.report.figures import installed, write_figures
 
     data = answer.figure()
     said = {"question": answer.question, "asked": answer.asked, "says": answer.says}
-    (folder / f"{data.key}.json").write_text(json.dumps(strict(said), ensure_ascii=False, indent=2), encoding="utf-8")
-    answer.rows.to_csv(folder / f"{data.key}-values.csv", index=False)
-    write_figures([data], folder)
+    write_json(folder / f"{data.key}.json", said)
+    with whole(folder / f"{data.key}-values.csv") as temporary:
+        answer.rows.to_csv(temporary, index=False)
+    if installed():
+        write_figures([data], folder)

@@ -22,6 +22,7 @@ from rcprobe_plugins.studies.reviews.cells import Size
 
 PARTS = ("U", "W_V", "W_Q", "W_K", "E, query path", "E, key path", "E, value path", "E, crosses")
 PAIRS = 60  # matched pairs that are split; the rest would only take time
+TINY = 1e-300
 RATE = 1e-2  # of Adam: at RADD's 1e-3 this model, without norms, doesn't learn in thousands of steps
 WEIGHTS = ("unembed", "value", "query", "key", "embedding")
 
@@ -96,7 +97,7 @@ def _split(size: Size, data: Dataset, seed: int) -> pd.DataFrame:
         splits = [_of_pair(model, pair) for pair in pairs]
         whole = sum(total for _, total, _ in splits)
         found = {part: sum(_parts(split)[part] for split, _, _ in splits) for part in PARTS}
-        off = max(abs(split.total - total) / abs(total) for split, total, _ in splits)
+        off = max(abs(split.total - total) / max(abs(total), TINY) for split, total, _ in splits)
         probability = sum(p for _, _, p in splits) / len(splits)
         rows += [
             {"seed": seed, "trained": kind, "part": part, "share": found[part] / whole, "off": off, "P": probability}
