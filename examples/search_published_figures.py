@@ -34,16 +34,12 @@ RECIPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "lr 3e-3": ({}, {"lr": 3e-3}),
     "lr 3e-4": ({}, {"lr": 3e-4, "steps": 5000}),
     "batch 16": ({}, {"batch_size": 16}),
-    "batch 256": ({}, {"batch_size": 256, "steps": 2000}),
     "beta2 .999": ({}, {"betas": (0.9, 0.999)}),
     "decay .1": ({}, {"weight_decay": 0.1}),
     "raw weights": ({}, {"ema": 0.0}),
-    "slow average": ({}, {"ema": 0.9999}),
     "width 32": ({"width": 32}, {}),
     "width 128": ({"width": 128}, {"steps": 5000}),
-    "width 128, lr 3e-4": ({"width": 128}, {"lr": 3e-4, "steps": 5000}),
     "4 heads": ({"heads": 4}, {}),
-    "width 128, 4 heads": ({"width": 128, "heads": 4}, {"steps": 5000}),
 }
 
 
