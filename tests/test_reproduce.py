@@ -23,7 +23,7 @@ from rcprobe_plugins.studies.one_layer import (
     rows,
     train_settings,
 )
-from rcprobe_plugins.studies.one_layer_figures import correlation_map, cosines, mean_map
+from rcprobe_plugins.studies.one_layer_figures import correlation_map, cosines, figures, mean_map
 from rcprobe_plugins.studies.reproduce import TABLES, command, settings_of
 
 ROPE, ALIBI, ARM = (Setting("radd", "rope", 4), Setting("radd", "alibi", 4), Setting("gpt2-mini", "absolute", 4))
@@ -99,6 +99,15 @@ def test_the_map_is_numpys_correlation_over_facts(reports):
     }
     _, r = correlation_map(measured)
     assert r[2, 0] == pytest.approx(np.corrcoef(scores["reverse"][2], scores["forward"][0])[0, 1])
+
+
+def test_each_model_has_one_curve_of_the_accuracy_that_its_table_shows(reports):
+    along = {data.key: data for data in figures({s: reports[s] for s in (ROPE, ARM)})}
+    assert [panel.title for panel in along["accuracy"].panels] == [
+        "rope, L = 4\nfull vocabulary, both queries ask for a",
+        "absolute gpt2-mini, L = 4\nfull vocabulary, forward asks for b, reverse for a",
+    ]
+    assert len(along["probability"].panels) == 2
 
 
 def test_a_causal_model_has_no_map_and_no_cosine_both_ways(reports):

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from rcprobe.measured import Measured
 from rcprobe.report import Report
-from rcprobe.report.curves import accuracy, probability
+from rcprobe.report.curves import PAIRINGS, accuracy, probability
 from rcprobe.report.panels import Curves, FigureData, HeatMap, Point, Series, Style
 from rcprobe.report.values import by_step, clipped, estimate, last, seed_means
 from rcprobe.statistics import fisher_mean
@@ -28,15 +28,15 @@ def figures(reports: Reports) -> tuple[FigureData, ...]:
 
 
 def _along(reports: Reports, kind: str) -> FigureData:
-    """The reports' own curves, one panel a setting."""
+    """The reports' own curves, one panel a setting: of its pairing, as in the tables."""
     draw = {"probability": probability, "accuracy": accuracy}[kind]
     made = {setting: draw(report) for setting, report in reports.items()}
     wanted = LETTERS if kind == "probability" else "full vocabulary"
     panels = tuple(
-        replace(panel, title=f"{setting.label}\n{panel.title.splitlines()[0]}")
+        replace(panel, title=f"{setting.label}\n{', '.join(panel.title.splitlines())}")
         for setting, data in made.items()
         for panel in data.panels
-        if panel.title.startswith(wanted)
+        if panel.title.startswith(wanted) and (kind == "probability" or panel.title.endswith(PAIRINGS[setting.pairing]))
     )
     one = next(iter(made.values()))
     return replace(one, panels=panels, says="", missing="" if panels else "nothing was measured")
