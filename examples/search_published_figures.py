@@ -4,7 +4,7 @@ $ .venv/bin/python examples/search_published_figures.py search.csv --encoding ro
 $ .venv/bin/python examples/search_published_figures.py fresh.csv --recipe light-0.1 --seeds 200-207 --encoding alibi
 
 trains a one-layer model in each of the ways below, and appends to a CSV how it answers along the way: one row for each
-recipe, seed, step and direction. A recipe that the file holds already isn't run again. What came of it stands in
+recipe, seed, step and direction. What the file holds already isn't run again. What came of it stands in
 docs/one-layer-study.md.
 """
 
@@ -66,7 +66,7 @@ def trained(
     models = [rcprobe.load("radd", options={"encoding": encoding, **options}, seed=seed) for seed in seeds]
     recordings = record(models, letters.facts, config, seeds)
     m = models[0]
-    pairs = [pair for pair in rcprobe.encode(m, letters.facts) if pair.pairing == "same_target"]
+    pairs = rcprobe.encode(m, letters.facts)
     for seed, recording in zip(seeds, recordings, strict=True):
         for stop, weights in recording.stops[1:]:
             nn.utils.vector_to_parameters(torch.from_numpy(weights), m.model.parameters())
@@ -107,11 +107,13 @@ def main() -> None:
     torch.set_num_threads(1)
     for weight in LIGHT:
         objectives.OBJECTIVES[f"light-{weight}"] = light(weight)  # type: ignore[index]
+    keys = ["recipe", "encoding", "length", "seed"]
     for recipe in asked.recipe or RECIPES:
-        there = pd.read_csv(asked.out) if asked.out.exists() else pd.DataFrame(columns=["recipe", "encoding", "length"])
-        done = (there.recipe == recipe) & (there.encoding == asked.encoding) & (there.length == asked.length)
-        if not done.any():
-            rows = pd.DataFrame(trained(recipe, asked.encoding, asked.length, range(first, last + 1), asked.steps))
+        there = pd.read_csv(asked.out) if asked.out.exists() else pd.DataFrame(columns=keys)
+        held = set(there[keys].itertuples(index=False, name=None))
+        seeds = [s for s in range(first, last + 1) if (recipe, asked.encoding, asked.length, s) not in held]
+        if seeds:
+            rows = pd.DataFrame(trained(recipe, asked.encoding, asked.length, seeds, asked.steps))
             rows.round(3).to_csv(asked.out, mode="a", header=not asked.out.exists(), index=False)
 
 

@@ -55,11 +55,12 @@ def main() -> None:
         error.show()  # type: ignore[attr-defined]
         code = error.exit_code
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in (errno.ENOSPC, errno.EPIPE):
             raise
         if error.filename is None:
             sys.stdout = io.StringIO()  # what it still holds couldn't be written at the end either
-        say(f"rcprobe: {error.filename or 'standard output'} can't be written (no space left)", err=True)
+        if error.errno == errno.ENOSPC:  # a reader that has gone, like head, need not be told
+            say(f"rcprobe: {error.filename or 'standard output'} can't be written (no space left)", err=True)
         code = 1
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED

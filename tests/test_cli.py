@@ -482,6 +482,20 @@ def test_a_full_disk_behind_standard_output_is_said_in_a_line():
     assert done.stderr == "rcprobe: standard output can't be written (no space left)\n"
 
 
+def test_a_reader_that_has_gone_is_told_nothing():
+    code = (
+        "import sys; from rcprobe import cli; cli._add_plugin_commands = lambda: None; "
+        "cli.cli = lambda **_: (sys.stdin.read(), sys.stdout.write('short')); cli.main()"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], text=True, env=environment, **pipes) as process:
+        process.stdout.close()
+        process.stdin.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_a_short_answer_that_is_written_at_the_end_alone_is_missed_too():
     code = (

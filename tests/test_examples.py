@@ -7,9 +7,26 @@ from pathlib import Path
 
 import rcprobe
 from rcprobe.report.curves import accuracy
+from rcprobe.training.objectives import OBJECTIVES
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
+
+
+def test_the_search_goes_on_with_what_its_file_lacks(tmp_path, monkeypatch):
+    def rows(seeds):
+        asked = ["search", str(table), "--recipe", "light-0.1", "--length", "3", "--steps", "2", "--seeds", seeds]
+        monkeypatch.setattr("sys.argv", asked)
+        runpy.run_path(str(EXAMPLES / "search_published_figures.py"), run_name="__main__")
+        return [line.split(",") for line in table.read_text(encoding="utf-8").splitlines()[1:]]
+
+    monkeypatch.setattr("rcprobe.training.objectives.OBJECTIVES", dict(OBJECTIVES))
+    table = tmp_path / "search.csv"
+    first = rows("0-0")
+    assert [row[3:6] for row in first] == [["0", "2", "forward"], ["0", "2", "reverse"]]
+    both = rows("0-1")
+    assert both[:2] == first
+    assert [row[3] for row in both] == ["0", "0", "1", "1"]
 
 
 def python(page):
