@@ -64,47 +64,46 @@ def _query(m: LoadedModel, fact: Fact, template: int, direction: Direction, *, a
     target_positions, reason = _locate(text, offsets, target_span, "target")
     evidence_positions, evidence_reason = _locate(text, offsets, evidence_span, "evidence")
     reason = reason or evidence_reason or _unknown(m.tokenizer, ids, target_positions + evidence_positions)
-    if reason is None and m.max_length is not None and len(ids) > m.max_length:
-        reason = f"it has {len(ids)} tokens, the model holds {m.max_length}"
+    reason = reason or _unaskable(m, len(ids), target_positions, evidence_positions)
     if reason is not None:
         return replace(empty, unsupported=reason)
     texts = tuple(fact.a_answers if asks_a else fact.b_answers)
-    answers = _answers(m, fact, template, direction, asks_a=asks_a, texts=texts)
-    located = replace(empty, other_texts=texts, other_answers=answers)
-    shown = tuple(
+    prompt = list(ids)
+    tokens: list[str | None] = [
         text[s:e] or str(m.tokenizer.convert_ids_to_tokens(i)) for i, (s, e) in zip(ids, offsets, strict=True)
-    )
-    return _place(m, replace(located, tokens=shown), ids, target_positions, evidence_positions)
-
-
-def _place(
-    m: LoadedModel, query: Query, ids: tuple[int, ...], target: tuple[int, ...], evidence: tuple[int, ...]
-) -> Query:
-    adapter = m.adapter
-    rows = tuple(position - adapter.shift for position in target)
-    if set(target) & set(evidence):
-        return replace(query, unsupported="target and evidence share a token")
-    if rows[0] < 0:
-        return replace(query, unsupported="the target starts at a position that no logits predict")
-    if adapter.objective == "causal" and evidence[-1] > target[0]:
-        return replace(query, unsupported="a causal model can't see evidence that stands after its target")
-    if adapter.objective == "masked" and adapter.shift and rows[0] in evidence:
-        return replace(query, unsupported="the row that predicts the target lies inside the evidence")
-    tokens: tuple[str | None, ...]
-    if adapter.objective == "causal":
-        prompt, tokens = ids[: target[-1]], query.tokens[: target[-1]]
+    ]
+    if m.adapter.objective == "causal":
+        del prompt[target_positions[-1] :], tokens[target_positions[-1] :]
     else:
         assert m.mask_id is not None
-        prompt = tuple(m.mask_id if i in target else token for i, token in enumerate(ids))
-        tokens = tuple(None if i in target else token for i, token in enumerate(query.tokens))
+        for position in target_positions:
+            prompt[position], tokens[position] = m.mask_id, None
     return replace(
-        query,
-        input_ids=prompt,
-        tokens=tokens,
-        target_ids=tuple(ids[i] for i in target),
-        rows=rows,
-        evidence_positions=evidence,
+        empty,
+        input_ids=tuple(prompt),
+        tokens=tuple(tokens),
+        target_ids=tuple(ids[i] for i in target_positions),
+        rows=tuple(position - m.adapter.shift for position in target_positions),
+        evidence_positions=evidence_positions,
+        other_texts=texts,
+        other_answers=_answers(m, fact, template, direction, asks_a=asks_a, texts=texts),
     )
+
+
+def _unaskable(m: LoadedModel, length: int, target: tuple[int, ...], evidence: tuple[int, ...]) -> str | None:
+    """Why a model can't be asked at these positions, or None."""
+    limit, adapter, row = m.max_length, m.adapter, target[0] - m.adapter.shift
+    if limit is not None and length > limit:
+        return f"it has {length} tokens, the model holds {limit}"
+    if set(target) & set(evidence):
+        return "target and evidence share a token"
+    if row < 0:
+        return "the target starts at a position that no logits predict"
+    if adapter.objective == "causal" and evidence[-1] > target[0]:
+        return "a causal model can't see evidence that stands after its target"
+    if adapter.objective == "masked" and adapter.shift and row in evidence:
+        return "the row that predicts the target lies inside the evidence"
+    return None
 
 
 def _locate(text: str, offsets: Sequence[Any], span: Span, what: str) -> tuple[tuple[int, ...], str | None]:
