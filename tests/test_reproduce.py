@@ -170,6 +170,23 @@ def test_all_registered_encodings_are_compared_the_papers_first():
     assert {s.length for table in TABLES for s in settings_of(table, quick=True)} == {10}
 
 
+def test_a_study_that_was_stopped_goes_on_in_its_folder_and_leaves_no_weights_behind(tmp_path, monkeypatch, capsys):
+    def stopped(tables, seeds, quick, *, kept, show):
+        (kept / "rope").mkdir(parents=True)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rcprobe_plugins.studies.reproduce.reproduce", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            command("tab3", out=tmp_path / "study", quiet=True)
+    assert "the same command goes on" in capsys.readouterr().err
+    command("tab3", out=tmp_path / "study", quiet=True)
+    assert (tmp_path / "study" / "tab3.json").exists()
+    assert not (tmp_path / "study" / "trained").exists()
+    with pytest.raises(UsageError, match="holds files already"):
+        command("tab3", out=tmp_path / "study", quiet=True)
+
+
 def test_one_recipe_serves_every_encoding_of_a_length():
     assert recipe(10).steps == 10_000
     assert recipe(10, quick=True).steps == 3_000

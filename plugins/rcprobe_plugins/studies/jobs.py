@@ -12,6 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import connection, forkserver
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -30,7 +31,10 @@ PRELOAD = [
 
 @dataclass(frozen=True)
 class Job:
-    """Seeds of one tiny model, trained forward only on a dataset and probed along the way."""
+    """Seeds of one tiny model, trained forward only on a dataset and probed along the way.
+
+    ``kept`` is the file for what was trained; if it is there, nothing is trained again.
+    """
 
     model: str
     options: Mapping[str, Any]
@@ -38,6 +42,7 @@ class Job:
     dataset_options: Mapping[str, Any]
     train: "TrainConfig"
     seeds: tuple[int, ...]
+    kept: Path | None = None
 
 
 def start_server() -> None:
@@ -126,13 +131,23 @@ def _end_with_parent() -> None:
 
 
 def _train(number: int, job: Job) -> "list[Recording]":
+    from rcprobe.files import strict
     from rcprobe.loading import load
+    from rcprobe.manifest import describe
     from rcprobe.runner import load_dataset
     from rcprobe_plugins.studies.fast_trainer import record
+    from rcprobe_plugins.studies.kept_training import keep_training, kept_training
 
     models = [load(job.model, options=job.options, seed=seed) for seed in job.seeds]
-    facts = load_dataset(job.dataset, job.dataset_options).facts
-    return record(models, facts, job.train, job.seeds, lambda step, _: _steps.put((number, step)))
+    data = load_dataset(job.dataset, job.dataset_options)
+    starts = {"starts": [m.fingerprint() for m in models]}
+    described = strict(describe(models[0], data, (), job.seeds, job.train, "auto", None) | starts)
+    found = kept_training(job.kept, described) if job.kept is not None else None
+    if found is None:
+        found = record(models, data.facts, job.train, job.seeds, lambda step, _: _steps.put((number, step)))
+        if job.kept is not None:
+            keep_training(job.kept, found, described)
+    return found
 
 
 def _probe(job: Job, seed: int, recording: "Recording") -> "SeedRun":

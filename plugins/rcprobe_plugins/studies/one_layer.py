@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from rcprobe.files import safe_name
 from rcprobe.plugins import registry
 from rcprobe_plugins.datasets.letters import letters
 
@@ -58,11 +60,18 @@ def recipe(length: int, quick: bool = False) -> "TrainConfig":
 
 
 def train_settings(
-    settings: Sequence[Setting], seeds: int, train: "Callable[[int], TrainConfig]" = recipe, *, show: bool = False
+    settings: Sequence[Setting],
+    seeds: int,
+    train: "Callable[[int], TrainConfig]" = recipe,
+    *,
+    kept: Path | None = None,
+    show: bool = False,
 ) -> "dict[Setting, Report]":
     """Train every setting as ``train`` says for its length, on seeds 0 … ``seeds`` − 1, probe it, and judge it.
 
-    Raises ``DataError`` for a length without room for a pair, ``UnknownNameError`` for an encoding nobody registered.
+    What is trained goes into the folder ``kept``, and what that holds already isn't trained again.
+    Raises ``DataError`` for a length without room for a pair, ``UnknownNameError`` for an encoding nobody registered,
+    ``RunError`` or ``RunChangedError`` for a kept training that is damaged or another one.
     """
     from rcprobe_plugins.studies.jobs import Job, start_server
     from rcprobe_plugins.studies.reports import run_reports
@@ -74,7 +83,7 @@ def train_settings(
     jobs = {
         s.label: Job(
             s.model, {"encoding": s.encoding}, "letters", {"length": s.length}, train(s.length),
-            tuple(range(seeds)),
+            tuple(range(seeds)), kept / f"{safe_name(s.label)}.safetensors" if kept is not None else None,
         )
         for s in sorted(settings, key=lambda s: -s.length)  # the longest first, so that no core waits at the end
     }  # fmt: skip

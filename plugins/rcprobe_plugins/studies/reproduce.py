@@ -1,9 +1,12 @@
 """``rcprobe reproduce``: the paper's tables, beside ours."""
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from rcprobe.commands.output import print_json, say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
 TABLES = ("tab1", "tab2", "tab3", "tab4", "tab5", "fig3")
 TUNED = ("tab7", "fig4", "fig6")
 QUICK_SEEDS = 3
+TRAINED = "trained"  # in a study's folder, until it is finished
 
 
 def command(
@@ -63,9 +67,6 @@ def command(
             quiet=quiet,
         )  # fmt: skip
         return
-    from rcprobe.cli import print_json
-    from rcprobe.report.report import new_folder
-
     if table not in (*TABLES, "reviews", "all"):
         raise UnknownNameError("table", table, (*TABLES, *TUNED, "reviews", "all"))
     theirs = {"--mini": mini, "--model": model is not None, "--data": data is not None, "--dry-run": dry_run}
@@ -76,36 +77,62 @@ def command(
         from rcprobe_plugins.studies.reviews.questions import known_questions
 
         known_questions(question)  # before a folder is made
-    folder = new_folder(out) if out is not None else None
-    count = seeds or (QUICK_SEEDS if quick else 8)
+    folder = _study_folder(out) if out is not None else None
+    kept = folder / TRAINED if folder is not None else None
+    show = not (quiet or as_json)
     asked = TABLES if table == "all" else () if table == "reviews" else (table,)
-    sheets = []
-    for sheet in reproduce(asked, count, quick, show=not (quiet or as_json)):
-        from rcprobe.report.sheet import print_sheet, save_sheet
+    try:
+        sheets = _tables(asked, seeds or (QUICK_SEEDS if quick else 8), quick, folder, show=show)
+        answers = []
+        if table in ("reviews", "all"):
+            from rcprobe_plugins.studies.reviews.command import answer_questions
 
-        sheets.append(sheet)
-        if not (quiet or as_json):
-            print_sheet(sheet)
-        if folder is not None:
-            save_sheet(sheet, folder)
-    answers = []
-    if table in ("reviews", "all"):
-        from rcprobe_plugins.studies.reviews.command import answer_questions
-
-        answers = answer_questions(question, seeds, quick, folder, show=not (quiet or as_json))
+            answers = answer_questions(question, seeds, quick, folder, show=show)
+    except KeyboardInterrupt:
+        if kept is not None and kept.exists():
+            say(f"rcprobe: the models trained so far are kept in {kept}; the same command goes on with them", err=True)
+        raise
+    if kept is not None:
+        shutil.rmtree(kept, ignore_errors=True)
     if as_json:
         print_json({sheet.key: sheet.to_dict() for sheet in sheets} | ({"reviews": answers} if answers else {}))
 
 
-def reproduce(tables: tuple[str, ...], seeds: int, quick: bool = False, show: bool = False) -> "Iterator[Sheet]":
-    """The tables' sheets, one by one; a model that several tables need is trained once, before the first."""
+def _study_folder(out: Path) -> Path:
+    """A new folder, or one that a study left with models that it had trained. Raises ``UsageError``."""
+    from rcprobe.report.report import new_folder
+
+    return out if (out / TRAINED).is_dir() else new_folder(out)
+
+
+def _tables(tables: tuple[str, ...], seeds: int, quick: bool, folder: Path | None, *, show: bool) -> "list[Sheet]":
+    """Print and save each table as soon as it is there."""
+    sheets = []
+    for sheet in reproduce(tables, seeds, quick, kept=folder / TRAINED if folder is not None else None, show=show):
+        from rcprobe.report.sheet import print_sheet, save_sheet
+
+        sheets.append(sheet)
+        if show:
+            print_sheet(sheet)
+        if folder is not None:
+            save_sheet(sheet, folder)
+    return sheets
+
+
+def reproduce(
+    tables: tuple[str, ...], seeds: int, quick: bool = False, *, kept: Path | None = None, show: bool = False
+) -> "Iterator[Sheet]":
+    """The tables' sheets, one by one; a model that several tables need is trained once, before the first.
+
+    ``kept`` is the folder for what was trained, as ``train_settings`` takes it.
+    """
     from functools import partial
 
     from rcprobe_plugins.studies.one_layer import recipe, train_settings
 
     wanted = {table: settings_of(table, quick) for table in tables}
     every = list(dict.fromkeys(setting for settings in wanted.values() for setting in settings))
-    trained = train_settings(every, seeds, partial(recipe, quick=quick), show=show) if every else {}
+    trained = train_settings(every, seeds, partial(recipe, quick=quick), kept=kept, show=show) if every else {}
     for table in tables:
         yield _sheet(table, {setting: trained[setting] for setting in wanted[table]})
 

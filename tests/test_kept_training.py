@@ -1,0 +1,53 @@
+"""What a study has trained is kept whole, used again for the same training, and refused for another."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from rcprobe import TrainConfig
+from rcprobe.errors import RunChangedError, RunError
+from rcprobe_plugins.studies import fast_trainer, jobs
+from rcprobe_plugins.studies.jobs import Job
+
+
+@pytest.fixture
+def job(tmp_path, monkeypatch):
+    class Unheard:
+        def put(self, step):
+            pass
+
+    monkeypatch.setattr(jobs, "_steps", Unheard())
+    train = TrainConfig(steps=4, probe_at=(2,))
+    options = {"encoding": "rope", "width": 8}
+    return Job("radd", options, "letters", {"length": 4}, train, (0, 1), tmp_path / "trained" / "rope.safetensors")
+
+
+def test_what_is_kept_is_not_trained_again(job, monkeypatch):
+    first = jobs._train(0, job)
+    monkeypatch.setattr(fast_trainer, "record", None)
+    again = jobs._train(0, job)
+    assert len(again) == 2
+    for one, other in zip(first, again, strict=True):
+        assert [stop for stop, _ in one.stops] == [stop for stop, _ in other.stops]
+        assert [stop.step for stop, _ in other.stops] == [0, 2, 4]
+        assert other.stops[0][0].loss is None
+        for (_, weights), (_, kept) in zip(one.stops, other.stops, strict=True):
+            assert weights.dtype == kept.dtype
+            np.testing.assert_array_equal(weights, kept)
+
+
+def test_another_training_is_refused_with_what_differs(job):
+    jobs._train(0, job)
+    with pytest.raises(RunChangedError, match=r"train\.lr: 0\.001 there, 0\.01 now"):
+        jobs._train(0, replace(job, train=replace(job.train, lr=0.01)))
+    with pytest.raises(RunChangedError, match=r"options\.encoding: rope there, alibi now"):
+        jobs._train(0, replace(job, options={**job.options, "encoding": "alibi"}))
+
+
+@pytest.mark.parametrize("damage", [b"", b"no safetensors", None])
+def test_a_damaged_file_is_named_with_the_way_out(job, damage):
+    jobs._train(0, job)
+    job.kept.write_bytes(job.kept.read_bytes()[:-100] if damage is None else damage)
+    with pytest.raises(RunError, match=r"rope\.safetensors: .*delete it to train that model again"):
+        jobs._train(0, job)
