@@ -76,10 +76,9 @@ def mean_log_prob(
         return means
     most = max(len(others[b]) for b in asked)
     width = logits.shape[1]
-    table = torch.full((len(asked), most, width), -1)
-    for k, b in enumerate(asked):
-        ids = torch.tensor(others[b])
-        table[k, : ids.shape[0], : ids.shape[1]] = ids
+    none = (-1,) * width
+    filled = [[*((*ids, *none[len(ids) :]) for ids in others[b]), *[none] * (most - len(others[b]))] for b in asked]
+    table = torch.tensor(filled)
     table = table.to(logits.device)
     found = log_probs[asked].gather(-1, table.clamp(min=0).transpose(1, 2)).transpose(1, 2)  # Q M T
     whole = found.masked_fill(table < 0, 0.0).sum(dim=-1)

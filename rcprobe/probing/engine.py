@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rcprobe.controls import assign, other_targets
 from rcprobe.decoding import Answer, Decoding, decode
-from rcprobe.errors import CaptureError, DataError, UsageError
+from rcprobe.errors import DataError, UsageError
 from rcprobe.facts import Query, QueryPair
 from rcprobe.loaded import LoadedModel
 from rcprobe.probing.answers import FULL, Reading, judge_answers, mean_log_prob, readings
@@ -22,7 +22,7 @@ from rcprobe.probing.gradients import GradientProducts, Reader, Scores, gradient
 from rcprobe.probing.knockout import Knockout, knock_out
 from rcprobe.probing.parameters import Which
 from rcprobe.probing.sizes import BatchSize, resolve, worked_through
-from rcprobe.probing.storage import Place, depends_on_place, storage
+from rcprobe.probing.stored import stored
 from rcprobe.probing.training_gradients import training_cosine
 from rcprobe.queries import with_target
 
@@ -413,36 +413,19 @@ def _spread_gradients(seen: Observation, asked: Sequence[int], products: Gradien
 
 
 def _storage_readings(m: LoadedModel, seen: Observation) -> Observation:
-    circuit = m.adapter.ov_circuit
-    if circuit is None:
-        raise CaptureError(f"{m.adapter.name}: it declares no ov_circuit, so storage can't be read")
     asked = [i for i, pair in enumerate(seen.pairs) if pair.unsupported is None]
-    cells = {i: (seen.pairs[i].reverse.target_ids[0], _evidence_token(seen.pairs[i].reverse)) for i in asked}
-    answers = sorted({a for a, _ in cells.values()})
-    evidence = sorted({b for _, b in cells.values()})
-    if not cells:
+    found = stored(m, [seen.pairs[i].reverse for i in asked])
+    if not asked:
         return seen
-    places = {i: _place(seen.pairs[i].reverse) if depends_on_place(m.model, circuit) else (0, 0) for i in asked}
-    tables = {place: storage(m.model, circuit, answers, evidence, place).cpu() for place in set(places.values())}
-    everywhere = torch.stack(list(tables.values()))
-    spread = everywhere.std(dim=0, correction=0)
-    shape = (len(seen.pairs), *spread.shape[:2])
-    own, mismatched, spreads = (torch.full(shape, torch.nan, dtype=torch.float64) for _ in range(3))
-    right: dict[int, set[int]] = {}
-    for i, (a, b) in cells.items():
-        right.setdefault(b, set()).update({a, *(ids[0] for ids in seen.pairs[i].reverse.other_answers)})
-    for i, (a, b) in cells.items():
-        column = tables[places[i]][..., evidence.index(b)]
-        own[i] = column[..., answers.index(a)]
-        spreads[i] = spread[..., answers.index(a), evidence.index(b)]
-        others = [k for k, token in enumerate(answers) if token not in right[b]]
-        mismatched[i] = column[..., others].mean(dim=-1)
-    return replace(seen, storage=own, storage_mismatched=mismatched, storage_spread=spreads)
 
+    def spread(values: Tensor) -> Tensor:
+        out = torch.full((len(seen.pairs), *values.shape[1:]), torch.nan, dtype=torch.float64)
+        out[asked] = values
+        return out
 
-def _place(query: Query) -> Place:
-    return query.row, query.evidence_positions[0]
-
-
-def _evidence_token(query: Query) -> int:
-    return query.input_ids[query.evidence_positions[0]]
+    return replace(
+        seen,
+        storage=spread(found.own),
+        storage_mismatched=spread(found.mismatched),
+        storage_spread=spread(found.spread),
+    )
