@@ -44,6 +44,7 @@ def test_two_seeds_decide_nothing(answers):
 def test_models_that_did_not_learn_are_named_and_kept(answers):
     assert "Not trained" in answers["a"].says
     assert "rope seed 0" in answers["a"].says
+    assert "rope seed 0, rope seed 1." in answers["g"].says
     assert len(answers["a"].rows) == 7 * 2
 
 

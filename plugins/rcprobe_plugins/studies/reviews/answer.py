@@ -10,6 +10,8 @@ from rcprobe.report.panels import FigureData, Panel, Point, Series, Style
 from rcprobe.statistics import Estimate, over_seeds
 
 ENOUGH = 5  # seeds under which nothing is called decided
+ACCURACY = "forward accuracy"
+UNTRAINED = 0.9  # of it, under which a model hasn't learned its task: said, and never left out
 
 
 @dataclass(frozen=True)
@@ -84,3 +86,15 @@ def paired(rows: pd.DataFrame, column: str, one: str, other: str, label: str = "
     """The difference one − other within seeds."""
     wide = rows.pivot(index="seed", columns=label, values=column)
     return over_seeds(list(wide[one] - wide[other]))
+
+
+def not_trained(rows: pd.DataFrame) -> str:
+    """Models that haven't learned the forward task, one row each: named in a sentence, and kept in every number."""
+    stuck = rows[~(rows[ACCURACY] >= UNTRAINED)]
+    if stuck.empty:
+        return ""
+    named = ", ".join(f"{row.cell} seed {row.seed}" for row in stuck.itertuples())
+    return (
+        f" Not trained ({ACCURACY} over the full vocabulary under {UNTRAINED}), and counted all the same, so that "
+        f"differences are also of how fast they learn: {named}."
+    )

@@ -12,8 +12,8 @@ from rcprobe.probing.engine import observe
 from rcprobe.queries import encode
 from rcprobe.report.panels import Curves, Dots, Point, Series, Style
 from rcprobe.statistics import Estimate, over_clusters, over_seeds
-from rcprobe_plugins.studies.reviews.answer import Answer, said, series, verdict
-from rcprobe_plugins.studies.reviews.cells import Cell, Size, routing, signatures, table, trained
+from rcprobe_plugins.studies.reviews.answer import Answer, not_trained, said, series, verdict
+from rcprobe_plugins.studies.reviews.cells import Cell, Size, outcomes, routing, signatures, table, trained
 from rcprobe_plugins.studies.reviews.variants import ENCODINGS, REVERSE
 
 LAYERS = 4
@@ -35,9 +35,10 @@ def by_layer(size: Size) -> Answer:
     cell = Cell("rope", {"encoding": "rope", "depth": LAYERS}, size.train)
     rows = pd.DataFrame(
         [
-            {"seed": seed, "layer": layer, **found}
+            {"cell": cell.label, "seed": seed, "layer": layer, **found, **outcome}
             for _, seed, m, stop in trained([cell], size, data)
             if stop.step == size.train.steps
+            for outcome in [outcomes(m, data)]
             for layer, found in enumerate(_layers(m, data), start=1)
         ]
     )
@@ -49,6 +50,7 @@ def by_layer(size: Size) -> Answer:
     says = (
         f"Of the whole cosine, layers 1 to {LAYERS} carry {share} (the rest lies in embedding, final norm and head); "
         f"inside a layer, matched − same-target cosine changes from the first to the last by {said(trend)}: {decided}."
+        f"{not_trained(rows[rows.layer == 1])}"
     )
     panel = Curves(
         "Layer by layer",
@@ -106,7 +108,7 @@ def telling(size: Size) -> Answer:
         f"training it is clear of zero for {', '.join(early) or 'none'}. Untrained, "
         f"the gradient cosine is {square['matched']} matched, {square['same_target']} with the same target from other "
         f"evidence, {square['other_target']} with another target from the same evidence and {square['other_fact']} "
-        "for another fact: the label alone, no evidence."
+        f"for another fact: the label alone, no evidence.{not_trained(final)}"
     )
     panel = Dots(
         "Rank correlation with reverse P at the end",

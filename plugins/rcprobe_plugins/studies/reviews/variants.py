@@ -9,7 +9,7 @@ import pandas as pd
 from rcprobe.report.panels import Curves, Dots
 from rcprobe.statistics import over_seeds
 from rcprobe.training.objectives import OBJECTIVES
-from rcprobe_plugins.studies.reviews.answer import Answer, by_label, paired, said, series, shown, verdict
+from rcprobe_plugins.studies.reviews.answer import Answer, by_label, not_trained, paired, said, series, shown, verdict
 from rcprobe_plugins.studies.reviews.cells import Cell, Size, outcomes, signatures, table
 
 ENCODINGS = {
@@ -22,8 +22,6 @@ DEPTHS = (1, 2, 4, 8)
 DEEP_RATE = 1e-3  # at most: at 3e-3 models of eight layers don't learn
 P = "P(right letter | a letter)"
 REVERSE, FORWARD = "reverse P", "forward P"
-ACCURACY = "forward accuracy"
-UNTRAINED = 0.9  # of it, under which a model hasn't learned its task: said, and never left out
 
 
 def encodings(size: Size) -> Answer:
@@ -43,7 +41,7 @@ def encodings(size: Size) -> Answer:
         f"under learned absolute positions and {shown(of['sinusoidal'])} under sinusoidal ones; relative − absolute is "
         f"{said(gap)}: {decided}. Symmetric ALiBi ({shown(of['alibi'])}) and no encoding ({shown(of['nope'])}) answer "
         f"a mirrored query alike by identity; with ALiBi's scores but position in the values it is "
-        f"{shown(of['turned-values'])}.{_stuck(rows)}"
+        f"{shown(of['turned-values'])}.{not_trained(rows)}"
     )
     return Answer("a", "Relative, absolute or no encoding?", says, rows, (_both_ways(rows),))
 
@@ -59,7 +57,7 @@ def depth(size: Size) -> Answer:
     says = (
         f"Each doubling of depth changes the gradient's matched − same-target cosine by {said(slopes['dynamics'])} "
         f"({', '.join(f'depth {n}: {shown(values)}' for n, values in of.items())}) and the reverse {P} by "
-        f"{said(slopes[REVERSE])}: {decided}.{_stuck(rows)}"
+        f"{said(slopes[REVERSE])}: {decided}.{not_trained(rows)}"
     )
     panels = (
         Curves(
@@ -89,7 +87,7 @@ def objectives(size: Size) -> Answer:
     ]
     says = (
         f"Under RoPE the reverse {P} is {shown(by_label(rows, REVERSE)['t-dce'])} with t-DCE; compared with it: "
-        f"{'; '.join(parts)}.{_stuck(rows)}"
+        f"{'; '.join(parts)}.{not_trained(rows)}"
     )
     return Answer("c", "Does the objective matter?", says, rows, (_both_ways(rows),))
 
@@ -109,7 +107,7 @@ def maskable(size: Size) -> Answer:
         parts.append(f"by {said(e)} under {encoding} ({found})")
     says = (
         "Masking letters alone, and never placeholders, changes reverse accuracy over the full vocabulary "
-        f"{' and '.join(parts)}.{_stuck(rows)}"
+        f"{' and '.join(parts)}.{not_trained(rows)}"
     )
     return Answer(
         "d", "Does it matter which tokens may be masked?", says, rows, (_both_ways(rows), _both_ways(rows, "accuracy"))
@@ -137,15 +135,3 @@ def _slopes(rows: pd.DataFrame, column: str) -> list[float]:
     wide = rows.pivot(index="seed", columns="depth", values=column)
     x: Sequence[float] = np.log2(wide.columns.to_numpy(dtype=np.float64)).tolist()
     return [float(np.polyfit(x, values.to_numpy(), 1)[0]) for _, values in wide.iterrows()]
-
-
-def _stuck(rows: pd.DataFrame) -> str:
-    """Models that haven't learned the forward task: named, and kept in every number."""
-    stuck = rows[~(rows[ACCURACY] >= UNTRAINED)]
-    if stuck.empty:
-        return ""
-    named = ", ".join(f"{row.cell} seed {row.seed}" for row in stuck.itertuples())
-    return (
-        f" Not trained ({ACCURACY} over the full vocabulary under {UNTRAINED}), and counted all the same, so that "
-        f"differences are also of how fast they learn: {named}."
-    )
