@@ -30,8 +30,18 @@ ROPE, ALIBI, ARM = (Setting("radd", "rope", 4), Setting("radd", "alibi", 4), Set
 
 
 @pytest.fixture(scope="module")
-def reports():
-    return train_settings([ROPE, ALIBI, ARM], 2, lambda length: TrainConfig(steps=6, probe_at=(3,)))
+def kept(tmp_path_factory):
+    return tmp_path_factory.mktemp("study") / "trained"
+
+
+@pytest.fixture(scope="module")
+def reports(kept):
+    return train_settings([ROPE, ALIBI, ARM], 2, lambda length: TrainConfig(steps=6, probe_at=(3,)), kept=kept)
+
+
+def test_each_model_that_is_trained_has_a_file_of_its_own(kept, reports):
+    names = {f"{name}.safetensors" for name in ("rope_L_4", "alibi_L_4", "absolute_gpt2-mini_L_4")}
+    assert {path.name for path in kept.iterdir()} == names
 
 
 def test_every_seed_step_reading_and_direction_has_its_row(reports):
