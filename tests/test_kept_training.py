@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from rcprobe import TrainConfig
-from rcprobe.errors import RunChangedError, RunError
+from rcprobe.errors import RunChangedError, RunError, TrainingError
+from rcprobe.loading import load
 from rcprobe_plugins.studies import fast_trainer, jobs
 from rcprobe_plugins.studies.jobs import Job
+from rcprobe_plugins.studies.kept_training import study_folder
 
 
 @pytest.fixture
@@ -43,11 +45,25 @@ def test_another_training_is_refused_with_what_differs(job):
         jobs._train(0, replace(job, train=replace(job.train, lr=0.01)))
     with pytest.raises(RunChangedError, match=r"options\.encoding: rope there, alibi now"):
         jobs._train(0, replace(job, options={**job.options, "encoding": "alibi"}))
+    with pytest.raises(RunChangedError, match=r"dataset_options\.length: 4 there, 5 now"):
+        jobs._train(0, replace(job, dataset_options={"length": 5}))
 
 
-@pytest.mark.parametrize("damage", [b"", b"no safetensors", None])
-def test_a_damaged_file_is_named_with_the_way_out(job, damage):
-    jobs._train(0, job)
-    job.kept.write_bytes(job.kept.read_bytes()[:-100] if damage is None else damage)
-    with pytest.raises(RunError, match=r"rope\.safetensors: .*delete it to train that model again"):
-        jobs._train(0, job)
+def test_a_training_that_diverged_is_kept_as_it_was(job):
+    with pytest.raises(TrainingError, match="seed 0") as first:
+        list(_replayed(job))
+    with pytest.raises(TrainingError) as again:
+        list(_replayed(job))
+    assert str(again.value) == str(first.value)
+
+
+def _replayed(job):
+    wild = replace(job, train=TrainConfig(steps=3, lr=1e38, warmup=0, batch_size=4))
+    m = load("radd", options=job.options)
+    return jobs._train(0, wild)[0].replay(m, (), wild.train, 0)
+
+
+def test_two_processes_do_not_work_in_one_folder(tmp_path):
+    out = tmp_path / "study"
+    with study_folder(out, {}), pytest.raises(RunError, match="is writing this run"), study_folder(out, {}):
+        pass

@@ -10,10 +10,10 @@ import pytest
 from rich.console import Console
 
 from rcprobe import TrainConfig
-from rcprobe.errors import DataError, UnknownNameError, UsageError
+from rcprobe.errors import DataError, RunChangedError, UnknownNameError, UsageError
 from rcprobe.plugins import registry
 from rcprobe.report.sheet import Grid, Sheet, print_sheet, save_sheet, to_latex
-from rcprobe_plugins.studies import bounds, one_layer_tables
+from rcprobe_plugins.studies import bounds, one_layer_tables, reproduce
 from rcprobe_plugins.studies.one_layer import (
     PROBABILITY,
     Setting,
@@ -40,8 +40,8 @@ def reports(kept):
 
 
 def test_each_model_that_is_trained_has_a_file_of_its_own(kept, reports):
-    names = {f"{name}.safetensors" for name in ("rope_L_4", "alibi_L_4", "absolute_gpt2-mini_L_4")}
-    assert {path.name for path in kept.iterdir()} == names
+    assert {path.name for path in kept.iterdir()} == {setting.file for setting in (ROPE, ALIBI, ARM)}
+    assert ROPE.file.startswith("rope_L_4-")
 
 
 def test_every_seed_step_reading_and_direction_has_its_row(reports):
@@ -180,21 +180,46 @@ def test_all_registered_encodings_are_compared_the_papers_first():
     assert {s.length for table in TABLES for s in settings_of(table, quick=True)} == {10}
 
 
-def test_a_study_that_was_stopped_goes_on_in_its_folder_and_leaves_no_weights_behind(tmp_path, monkeypatch, capsys):
+def test_a_stopped_study_goes_on_with_what_it_trained_and_leaves_no_weights_behind(tmp_path, monkeypatch, capsys):
+    out, trained, found = tmp_path / "study", tmp_path / "study" / "trained", []
+
     def stopped(tables, seeds, quick, *, kept, show):
-        (kept / "rope").mkdir(parents=True)
+        (kept / "rope.safetensors").write_bytes(b"weights")
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr("rcprobe_plugins.studies.reproduce.reproduce", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            command("tab3", out=tmp_path / "study", quiet=True)
-    assert "the same command goes on" in capsys.readouterr().err
-    command("tab3", out=tmp_path / "study", quiet=True)
-    assert (tmp_path / "study" / "tab3.json").exists()
-    assert not (tmp_path / "study" / "trained").exists()
+    def gone_on(tables, seeds, quick, *, kept, show):
+        found.extend(path.name for path in kept.iterdir())
+        return iter([bounds.tab3()])
+
+    monkeypatch.setattr(reproduce, "reproduce", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        command("tab3", out=out)
+    assert f"kept in {trained}; the same command goes on" in capsys.readouterr().err
+    with pytest.raises(RunChangedError, match=r"seeds: 8 there, 2 now\n  quick: False there, True now"):
+        command("tab3", seeds=2, quick=True, out=out)
+    with pytest.raises(RunChangedError, match="table: tab3 there, tab4 now"):
+        command("tab4", out=out)
+    monkeypatch.setattr(reproduce, "reproduce", gone_on)
+    command("tab3", out=out, quiet=True)
+    assert "rope.safetensors" in found
+    assert (out / "tab3.json").exists()
+    assert not trained.exists()
     with pytest.raises(UsageError, match="holds files already"):
-        command("tab3", out=tmp_path / "study", quiet=True)
+        command("tab3", out=out, quiet=True)
+
+
+def test_somebody_elses_folder_of_that_name_is_left_alone(tmp_path):
+    theirs = tmp_path / "trained" / "model.safetensors"
+    theirs.parent.mkdir()
+    theirs.write_bytes(b"theirs")
+    with pytest.raises(UsageError, match="holds files already"):
+        command("tab3", out=tmp_path, quiet=True)
+    assert theirs.read_bytes() == b"theirs"
+
+
+def test_names_that_look_alike_in_a_path_have_files_of_their_own():
+    names = ("my.enc", "my_enc", "α", "β", "x" * 70, "x" * 70 + "y")
+    assert len({Setting("radd", name, length).file for name in names for length in (10, 20)}) == 12
 
 
 def test_one_recipe_serves_every_encoding_of_a_length():

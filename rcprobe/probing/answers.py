@@ -75,11 +75,9 @@ def mean_log_prob(
     if not asked:
         return means
     most = max(len(others[b]) for b in asked)
-    width = logits.shape[1]
-    none = (-1,) * width
-    filled = [[*((*ids, *none[len(ids) :]) for ids in others[b]), *[none] * (most - len(others[b]))] for b in asked]
-    table = torch.tensor(filled)
-    table = table.to(logits.device)
+    padding = (-1,) * logits.shape[1]
+    rows = [[(*ids, *padding[len(ids) :]) for ids in others[b]] for b in asked]
+    table = torch.tensor([row + [padding] * (most - len(row)) for row in rows], device=logits.device)
     found = log_probs[asked].gather(-1, table.clamp(min=0).transpose(1, 2)).transpose(1, 2)  # Q M T
     whole = found.masked_fill(table < 0, 0.0).sum(dim=-1)
     real = table[..., 0] >= 0

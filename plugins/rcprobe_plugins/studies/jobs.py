@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rcprobe.facts import Dataset
+    from rcprobe.loaded import LoadedModel
     from rcprobe.report import SeedRun
     from rcprobe.training import TrainConfig
     from rcprobe_plugins.studies.fast_trainer import Recording
@@ -131,23 +133,31 @@ def _end_with_parent() -> None:
 
 
 def _train(number: int, job: Job) -> "list[Recording]":
-    from rcprobe.files import strict
     from rcprobe.loading import load
-    from rcprobe.manifest import describe
     from rcprobe.runner import load_dataset
     from rcprobe_plugins.studies.fast_trainer import record
     from rcprobe_plugins.studies.kept_training import keep_training, kept_training
 
     models = [load(job.model, options=job.options, seed=seed) for seed in job.seeds]
     data = load_dataset(job.dataset, job.dataset_options)
-    starts = {"starts": [m.fingerprint() for m in models]}
-    described = strict(describe(models[0], data, (), job.seeds, job.train, "auto", None) | starts)
+    described = _described(job, models, data) if job.kept is not None else {}
     found = kept_training(job.kept, described) if job.kept is not None else None
     if found is None:
         found = record(models, data.facts, job.train, job.seeds, lambda step, _: _steps.put((number, step)))
         if job.kept is not None:
             keep_training(job.kept, found, described)
     return found
+
+
+def _described(job: Job, models: "Sequence[LoadedModel]", data: "Dataset") -> dict[str, Any]:
+    """All that the weights depend on."""
+    from rcprobe.manifest import make_manifest
+
+    manifest = make_manifest(
+        models[0], data, (), job.seeds, job.train, "auto", decoding=None, config=None, revisions=None, stops=()
+    )
+    starts = [m.fingerprint() for m in models]
+    return {**manifest["settings"], "dataset_options": dict(job.dataset_options), "starts": starts}
 
 
 def _probe(job: Job, seed: int, recording: "Recording") -> "SeedRun":

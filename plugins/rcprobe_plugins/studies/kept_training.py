@@ -1,10 +1,14 @@
 """What a study has trained, in its folder until it is finished, so that one that was stopped goes on.
 
-One safetensors file a model: the probed weights of each seed with their losses, and what was trained as metadata.
+trained/study.json     what was asked for; without it, a folder is not ours
+trained/*.safetensors  a model: its seeds' probed weights with their losses, and what was trained as metadata
+trained/lock           held by the one process that works there
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +17,42 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from rcprobe.errors import RunChangedError, RunError
-from rcprobe.files import make_folder
+from rcprobe.files import TEMPORARY, locked, make_folder, read_json, strict, unwritable, write_json
+from rcprobe.report.report import new_folder
 from rcprobe.step_files import write_safetensors
 from rcprobe.store import differences
 from rcprobe.training import Checkpoint
 from rcprobe_plugins.studies.fast_trainer import Recording
+
+STUDY, LOCK = "study.json", "lock"
+
+
+@contextmanager
+def study_folder(out: Path, asked: Mapping[str, Any]) -> Iterator[Path]:
+    """The folder for what a study trains, in ``out``: a new one, or that of the same study, which was stopped.
+
+    It is removed when the block ends well. Raises ``UsageError`` where ``out`` holds anything else,
+    ``RunChangedError`` where another study was stopped there, ``RunError`` where one is running.
+    """
+    kept = out / "trained"
+    if os.path.isfile(kept / STUDY):
+        _same(read_json(kept / STUDY), strict(asked), f"{out} holds another study, which isn't finished", f"{kept}")
+    else:
+        make_folder(new_folder(out) / kept.name)
+        write_json(kept / STUDY, asked)
+    with locked(kept / LOCK):
+        yield kept
+        _remove(kept)
+
+
+def _remove(kept: Path) -> None:
+    try:
+        for file in sorted(kept.iterdir()):
+            if file.name in (STUDY, LOCK) or file.suffix in (".safetensors", TEMPORARY):
+                file.unlink()
+        kept.rmdir()
+    except OSError as error:
+        raise RunError(unwritable(kept, error)) from error
 
 
 def keep_training(path: Path, recordings: Sequence[Recording], described: Mapping[str, Any]) -> None:
@@ -56,11 +91,15 @@ def kept_training(path: Path, described: Mapping[str, Any]) -> list[Recording] |
         raise RunError(
             f"{path}: isn't what rcprobe writes ({type(error).__name__}: {error}); delete it to train that model again"
         ) from error
-    changes = differences(there, described)
+    _same(there, described, f"{path} was trained otherwise", f"{path.parent}")
+    return found
+
+
+def _same(there: Mapping[str, Any], now: Mapping[str, Any], what: str, place: str) -> None:
+    changes = differences(there, now)
     if changes:
         raise RunChangedError(
-            f"{path} was trained otherwise; nothing was overwritten:\n  "
+            f"{what}; nothing was overwritten:\n  "
             + "\n  ".join(changes)
-            + "\nname another folder, or delete that file to train this model again"
+            + f"\nname another folder, or delete {place} to train anew"
         )
-    return found

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -34,6 +35,11 @@ class Setting:
         """As tables and figures name it."""
         kind = "" if self.model == "radd" else f" {self.model}"
         return f"{self.encoding}{kind}, L = {self.length}"
+
+    @property
+    def file(self) -> str:
+        """A file's name of its own, whatever the encoding's name holds."""
+        return f"{safe_name(self.label)}-{sha256(self.label.encode()).hexdigest()[:8]}.safetensors"
 
     @property
     def pairing(self) -> Literal["same_target", "swapped"]:
@@ -83,7 +89,7 @@ def train_settings(
     jobs = {
         s.label: Job(
             s.model, {"encoding": s.encoding}, "letters", {"length": s.length}, train(s.length),
-            tuple(range(seeds)), kept / f"{safe_name(s.label)}.safetensors" if kept is not None else None,
+            tuple(range(seeds)), kept / s.file if kept is not None else None,
         )
         for s in sorted(settings, key=lambda s: -s.length)  # the longest first, so that no core waits at the end
     }  # fmt: skip

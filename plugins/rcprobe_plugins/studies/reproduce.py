@@ -1,8 +1,8 @@
 """``rcprobe reproduce``: the paper's tables, beside ours."""
 
-import shutil
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 TABLES = ("tab1", "tab2", "tab3", "tab4", "tab5", "fig3")
 TUNED = ("tab7", "fig4", "fig6")
 QUICK_SEEDS = 3
-TRAINED = "trained"  # in a study's folder, until it is finished
 
 
 def command(
@@ -77,38 +76,41 @@ def command(
         from rcprobe_plugins.studies.reviews.questions import known_questions
 
         known_questions(question)  # before a folder is made
-    folder = _study_folder(out) if out is not None else None
-    kept = folder / TRAINED if folder is not None else None
     show = not (quiet or as_json)
-    asked = TABLES if table == "all" else () if table == "reviews" else (table,)
-    try:
-        sheets = _tables(asked, seeds or (QUICK_SEEDS if quick else 8), quick, folder, show=show)
+    count = seeds or (QUICK_SEEDS if quick else 8)
+    asked = {"table": table, "seeds": count, "quick": quick, "question": question}
+    with nullcontext() if out is None else _kept(out, asked, show=show) as kept:
+        tables = TABLES if table == "all" else () if table == "reviews" else (table,)
+        sheets = _tables(tables, count, quick, out, kept, show=show)
         answers = []
         if table in ("reviews", "all"):
             from rcprobe_plugins.studies.reviews.command import answer_questions
 
-            answers = answer_questions(question, seeds, quick, folder, show=show)
-    except KeyboardInterrupt:
-        if kept is not None and kept.exists():
-            say(f"rcprobe: the models trained so far are kept in {kept}; the same command goes on with them", err=True)
-        raise
-    if kept is not None:
-        shutil.rmtree(kept, ignore_errors=True)
+            answers = answer_questions(question, seeds, quick, out, show=show)
     if as_json:
         print_json({sheet.key: sheet.to_dict() for sheet in sheets} | ({"reviews": answers} if answers else {}))
 
 
-def _study_folder(out: Path) -> Path:
-    """A new folder, or one that a study left with models that it had trained. Raises ``UsageError``."""
-    from rcprobe.report.report import new_folder
+@contextmanager
+def _kept(out: Path, asked: dict[str, Any], *, show: bool) -> "Iterator[Path]":
+    """The study's folder for what it trains; whoever interrupts the study is told what is there."""
+    from rcprobe_plugins.studies.kept_training import study_folder
 
-    return out if (out / TRAINED).is_dir() else new_folder(out)
+    with study_folder(out, asked) as kept:
+        try:
+            yield kept
+        except KeyboardInterrupt:
+            if show and any(kept.glob("*.safetensors")):
+                say(f"rcprobe: the models that are trained are kept in {kept}; the same command goes on", err=True)
+            raise
 
 
-def _tables(tables: tuple[str, ...], seeds: int, quick: bool, folder: Path | None, *, show: bool) -> "list[Sheet]":
+def _tables(
+    tables: tuple[str, ...], seeds: int, quick: bool, folder: Path | None, kept: Path | None, *, show: bool
+) -> "list[Sheet]":
     """Print and save each table as soon as it is there."""
     sheets = []
-    for sheet in reproduce(tables, seeds, quick, kept=folder / TRAINED if folder is not None else None, show=show):
+    for sheet in reproduce(tables, seeds, quick, kept=kept, show=show):
         from rcprobe.report.sheet import print_sheet, save_sheet
 
         sheets.append(sheet)

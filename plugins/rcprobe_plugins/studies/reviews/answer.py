@@ -96,5 +96,5 @@ def not_trained(rows: pd.DataFrame) -> str:
     named = ", ".join(f"{row.cell} seed {row.seed}" for row in stuck.itertuples())
     return (
         f" Not trained ({ACCURACY} over the full vocabulary under {UNTRAINED}), and counted all the same, so that "
-        f"differences are also of how fast they learn: {named}."
+        f"the numbers are also of how fast models learn: {named}."
     )

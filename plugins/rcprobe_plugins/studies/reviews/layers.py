@@ -108,7 +108,7 @@ def telling(size: Size) -> Answer:
         f"training it is clear of zero for {', '.join(early) or 'none'}. Untrained, "
         f"the gradient cosine is {square['matched']} matched, {square['same_target']} with the same target from other "
         f"evidence, {square['other_target']} with another target from the same evidence and {square['other_fact']} "
-        f"for another fact: the label alone, no evidence.{not_trained(final)}"
+        f"for another fact: the label alone, no evidence.{not_trained(final[kept])}"
     )
     panel = Dots(
         "Rank correlation with reverse P at the end",
