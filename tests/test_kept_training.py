@@ -67,3 +67,11 @@ def test_two_processes_do_not_work_in_one_folder(tmp_path):
     out = tmp_path / "study"
     with study_folder(out, {}), pytest.raises(RunError, match="is writing this run"), study_folder(out, {}):
         pass
+
+
+@pytest.mark.parametrize("damage", [b"", b"no safetensors", None])
+def test_a_damaged_file_is_named_with_the_way_out(job, damage):
+    jobs._train(0, job)
+    job.kept.write_bytes(job.kept.read_bytes()[:-100] if damage is None else damage)
+    with pytest.raises(RunError, match=r"rope\.safetensors: .*delete it to train that model again"):
+        jobs._train(0, job)
