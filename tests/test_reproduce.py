@@ -36,7 +36,7 @@ def kept(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def reports(kept):
-    return train_settings([ROPE, ALIBI, ARM], 2, lambda length: TrainConfig(steps=6, probe_at=(3,)), kept=kept)
+    return train_settings([ROPE, ALIBI, ARM], 2, lambda setting: TrainConfig(steps=6, probe_at=(3,)), kept=kept)
 
 
 def test_each_model_that_is_trained_has_a_file_of_its_own(kept, reports):
@@ -223,8 +223,10 @@ def test_names_that_look_alike_in_a_path_have_files_of_their_own():
 
 
 def test_one_recipe_serves_every_encoding_of_a_length():
-    assert recipe(10).steps == 10_000
-    assert recipe(10, quick=True).steps == 3_000
+    for length, steps in ((10, 10_000), (20, 10_000), (30, 10_000), (40, 20_000)):
+        assert {recipe(Setting("radd", name, length)).steps for name in encodings()} == {steps}
+        assert recipe(Setting("radd", "rope", length), quick=True).steps == 3_000
+    assert [recipe(Setting("gpt2-mini", "absolute", length)).steps for length in (10, 20, 40)] == [10_000, 5000, 5000]
 
 
 def test_bad_requests_are_refused(tmp_path):

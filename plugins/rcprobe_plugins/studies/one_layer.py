@@ -54,26 +54,31 @@ def encodings(quick: bool = False) -> list[str]:
     return [*PAPER, *(n for n in others if not quick or registry().entry("encodings", n).origin != mine)]
 
 
-def recipe(length: int, quick: bool = False) -> "TrainConfig":
-    """How every encoding is trained at a length: RADD's t-DCE, AdamW at 1e-3 (β2 .98), clip 1, batch 64, EMA .999."""
+def recipe(setting: Setting, quick: bool = False) -> "TrainConfig":
+    """How a model is trained, the same for every encoding: RADD's t-DCE (a causal model: next-token cross-entropy),
+    AdamW at 1e-3 (β2 .98), clip 1, batch 64, EMA .999.
+    """
     from rcprobe.training import TrainConfig
 
     if quick:
         return TrainConfig(steps=3000, probe_at=(1000,))
-    if length <= 10:
+    if setting.length <= 10:
         return TrainConfig(steps=10_000, probe_at=(300, 1000, 3000, 5000))
-    return TrainConfig(steps=20_000, probe_at=(1000, 5000))  # a probe costs as length to the power of two
+    if setting.model != "radd":
+        return TrainConfig(steps=5000, probe_at=(1000,))  # a causal model's figures stay the same from 3,000 on
+    # a probe costs as length to the power of two
+    return TrainConfig(steps=10_000 if setting.length <= 30 else 20_000, probe_at=(1000, 5000))
 
 
 def train_settings(
     settings: Sequence[Setting],
     seeds: int,
-    train: "Callable[[int], TrainConfig]" = recipe,
+    train: "Callable[[Setting], TrainConfig]" = recipe,
     *,
     kept: Path | None = None,
     show: bool = False,
 ) -> "dict[Setting, Report]":
-    """Train every setting as ``train`` says for its length, on seeds 0 … ``seeds`` − 1, probe it, and judge it.
+    """Train every setting as ``train`` says, on seeds 0 … ``seeds`` − 1, probe it, and judge it.
 
     What is trained goes into the folder ``kept``, and what that holds already isn't trained again.
     Raises ``DataError`` for a length without room for a pair, ``UnknownNameError`` for an encoding nobody registered,
@@ -88,7 +93,7 @@ def train_settings(
     start_server()
     jobs = {
         s.label: Job(
-            s.model, {"encoding": s.encoding}, "letters", {"length": s.length}, train(s.length),
+            s.model, {"encoding": s.encoding}, "letters", {"length": s.length}, train(s),
             tuple(range(seeds)), kept / s.file if kept is not None else None,
         )
         for s in sorted(settings, key=lambda s: -s.length)  # the longest first, so that no core waits at the end
