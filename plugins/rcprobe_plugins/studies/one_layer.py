@@ -67,7 +67,7 @@ def recipe(setting: Setting, quick: bool = False) -> "TrainConfig":
     if setting.model != "radd":
         return TrainConfig(steps=5000, probe_at=(1000,))  # a causal model's figures stay the same from 3,000 on
     # a probe costs as length to the power of two
-    return TrainConfig(steps=10_000 if setting.length <= 30 else 20_000, probe_at=(1000, 5000))
+    return TrainConfig(steps=10_000 if setting.length <= 30 else 15_000, probe_at=(1000, 5000))
 
 
 def train_settings(
