@@ -175,7 +175,8 @@ def _figure(module: Any, panels: Sequence[Panel], titles: bool) -> "Figure":
 def _height(panel: Panel) -> float:
     """Inches: what curves need, and more for many categories."""
     if isinstance(panel, HeatMap):
-        return min(6.0, max(2.9, 1.2 + 0.24 * len(panel.y)))
+        most = 0.8 * WIDTH if len(panel.x) == len(panel.y) else 6.0  # what is as wide as high looks it
+        return min(most, max(2.9, 1.2 + 0.24 * len(panel.y)))
     places = {p for series in panel.series for p in series.places if isinstance(p, str)}
     lines = max((len(wrapped(place)) for place in places), default=0)
     return max(2.9, 1.1 + max(0.34, 0.16 * lines) * len(places))
