@@ -36,6 +36,7 @@ RECIPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "batch 16": ({}, {"batch_size": 16}),
     "beta2 .999": ({}, {"betas": (0.9, 0.999)}),
     "decay .1": ({}, {"weight_decay": 0.1}),
+    "no clipping": ({}, {"clip": 1e9}),
     "raw weights": ({}, {"ema": 0.0}),
     "width 32": ({"width": 32}, {}),
     "width 128": ({"width": 128}, {"steps": 5000}),
