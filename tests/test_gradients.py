@@ -87,6 +87,19 @@ def test_a_parameter_that_no_module_call_shows_is_read_query_by_query():
     torch.testing.assert_close(found.control_inner, true[:, 3::2], rtol=1e-9, atol=1e-12, equal_nan=True)
 
 
+@pytest.mark.parametrize("length", [2, 3, 4])
+def test_a_table_that_all_prompts_share_is_read_query_by_query(length):
+    """T5's table is looked up once for all prompts: L × L rows, however many prompts there are."""
+    m = rcprobe.load("radd", options={"encoding": "t5", "width": 8}, dtype="float64", seed=1)
+    torch.nn.init.normal_(m.model.lm_head.weight)
+    pairs = rcprobe.encode(m, rcprobe.load_dataset("letters", {"length": length}).facts[:3])[:3]
+    controls = assign(pairs, 2)
+    found = gradient_products(m, pairs, controls)
+    assert [name for name, rule in found.rules.items() if rule == PER_QUERY] == ["encoding.table.weight"]
+    true = plain_products(m, pairs, controls, found.parts)
+    torch.testing.assert_close(found.inner, true[:, 0], rtol=1e-9, atol=1e-12)
+
+
 def test_a_rule_that_gives_the_wrong_gradient_is_caught(monkeypatch):
     from rcprobe.probing import factors
 

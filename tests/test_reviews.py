@@ -24,7 +24,7 @@ TINY = Size(length=3, width=8, seeds=2, train=TrainConfig(steps=8, lr=1e-2, batc
 
 @pytest.fixture(scope="module")
 def answers():
-    return {answer.question: answer for answer in reviews(TINY, "adegi")}
+    return {answer.question: answer for answer in reviews(TINY, "adeghi")}
 
 
 def test_every_answer_is_a_sentence_a_figure_and_its_rows(answers):
@@ -45,6 +45,8 @@ def test_models_that_did_not_learn_are_named_and_kept(answers):
     assert "Not trained" in answers["a"].says
     assert "rope seed 0" in answers["a"].says
     assert "rope seed 0, rope seed 1." in answers["g"].says
+    assert "Not trained" in answers["h"].says
+    assert "alibi" not in answers["h"].says  # an identity has no say in the correlation
     assert len(answers["a"].rows) == 7 * 2
 
 

@@ -75,8 +75,9 @@ def _checked(
         covered = bool(places) and all(path in named_rules for path, _ in places)
         rules[name] = " + ".join(named_rules[path] for path, _ in places) if covered else PER_QUERY
         taps.update(dict.fromkeys(path for path, _ in places) if covered else {})
-    sample = [*queries[:2], queries[0]]  # three prompts: a count that few shared tables divide into
-    length = max(len(query.input_ids) for query in sample)
+    length = max(len(query.input_ids) for query in queries[:2])
+    # as many prompts as no table that they share has rows: neither L, nor 2L − 1, nor L²
+    sample = [queries[k % len(queries[:2])] for k in range(3 if length > 3 else 7)]
     plan = Coverage(rules, tuple(taps), uses, False)
     captured = _captured(m, sample, plan)
     if _shared(captured, len(sample), length) and _takes_positions(m.model):

@@ -140,12 +140,17 @@ def _train(number: int, job: Job) -> "list[Recording]":
 
     models = [load(job.model, options=job.options, seed=seed) for seed in job.seeds]
     data = load_dataset(job.dataset, job.dataset_options)
-    described = _described(job, models, data) if job.kept is not None else {}
-    found = kept_training(job.kept, described) if job.kept is not None else None
+
+    def train() -> "list[Recording]":
+        return record(models, data.facts, job.train, job.seeds, lambda step, _: _steps.put((number, step)))
+
+    if job.kept is None:
+        return train()
+    described = _described(job, models, data)
+    found = kept_training(job.kept, described)
     if found is None:
-        found = record(models, data.facts, job.train, job.seeds, lambda step, _: _steps.put((number, step)))
-        if job.kept is not None:
-            keep_training(job.kept, found, described)
+        found = train()
+        keep_training(job.kept, found, described)
     return found
 
 
