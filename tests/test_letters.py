@@ -48,6 +48,8 @@ def test_two_letters_need_two_places():
     assert len(letters(2).facts[0].forward) == 1
     with pytest.raises(DataError, match="length 1"):
         letters(1)
+    with pytest.raises(DataError, match="length 5000 has 12497500 placements"):
+        letters(5000)
 
 
 @pytest.mark.parametrize("mask", [True, False])
