@@ -208,14 +208,14 @@ def test_options_reach_the_encoding_from_load_and_from_a_file(tmp_path):
         load("radd", options={"encoding": "turned-values", "width": 9, "heads": 3})
 
 
-def test_sinusoidal_is_the_published_table_on_scaled_embeddings():
+def test_sinusoidal_adds_the_published_table_in_the_published_proportion():
     x = torch.randn(2, 5, 6, dtype=torch.float64)
-    want = x * math.sqrt(6)
+    want = x.clone()
     for i in range(5):
         for m in range(3):
             angle = i / 10_000 ** (2 * m / 6)
-            want[:, i, 2 * m] += math.sin(angle)
-            want[:, i, 2 * m + 1] += math.cos(angle)
+            want[:, i, 2 * m] += math.sin(angle) / math.sqrt(6)
+            want[:, i, 2 * m + 1] += math.cos(angle) / math.sqrt(6)
     torch.testing.assert_close(Sinusoidal(6, 1, 8).embed(x), want, rtol=0, atol=1e-13)
     assert Sinusoidal(5, 1, 8).embed(torch.randn(1, 4, 5)).shape == (1, 4, 5)
 
