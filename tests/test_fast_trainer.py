@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -59,7 +60,50 @@ class Normalised(Encoding):
         return query / query.norm(dim=-1, keepdim=True), key / key.norm(dim=-1, keepdim=True)
 
 
-OWN = {"learned": Learned, "by token": ByToken, "normalised": Normalised}
+class Clamped(Encoding):
+    """Turns queries and keys by an affine map near zero, where training begins, and by none farther out."""
+
+    def rotate(self, query, key):
+        return query.clamp(-3.0, 3.0), key.clamp(-3.0, 3.0)
+
+
+class Drawn(Encoding):
+    """Adds a table that each model draws for itself and doesn't train."""
+
+    def __init__(self, width, heads, max_length):
+        super().__init__(width, heads, max_length)
+        self.register_buffer("table", torch.randn(max_length, width))
+
+    def embed(self, x):
+        return x + self.table[: x.shape[1]]
+
+
+class Frozen(Encoding):
+    """Adds a table that isn't trained."""
+
+    def __init__(self, width, heads, max_length):
+        super().__init__(width, heads, max_length)
+        self.table = nn.Parameter(torch.randn(max_length, width), requires_grad=False)
+
+    def embed(self, x):
+        return x + self.table[: x.shape[1]]
+
+
+class Dropping(Encoding):
+    """Drops some of what it is given while it is trained."""
+
+    def __init__(self, width, heads, max_length):
+        super().__init__(width, heads, max_length)
+        self.dropout = nn.Dropout(0.5)
+
+    def embed(self, x):
+        return self.dropout(x)
+
+
+OWN = {
+    "learned": Learned, "by token": ByToken, "normalised": Normalised, "clamped": Clamped, "drawn": Drawn,
+    "frozen": Frozen, "dropping": Dropping,
+}  # fmt: skip
 
 
 def tiny(name, encoding, seed, **options):
@@ -126,21 +170,54 @@ def test_a_seed_that_diverges_leaves_the_others_alone():
     assert [stop.step for stop in fine.replay(models[1], FACTS, CONFIG, 6)] == [0, 7, 20]
 
 
-def test_what_only_the_plain_trainer_can_do_is_refused():
-    with pytest.raises(UsageError, match="dropout"):
-        record([tiny("radd", "rope", 0, dropout=0.1)], FACTS, CONFIG, [0])
-    lengths = [Fact("a", "A", ("{a}{b}", "{a}0{b}"), ("{b}{a}", "{b}0{a}"))]
-    with pytest.raises(UsageError, match="several lengths"):
-        record([tiny("radd", "rope", 0)], lengths, CONFIG, [0])
-    with pytest.raises(UsageError, match="no tiny model"):
-        record([load("llama", options={"alphabet": "0abcdABCD"})], FACTS, CONFIG, [0])
+LENGTHS = [Fact("a", "A", ("{a}{b}", "{a}0{b}"), ("{b}{a}", "{b}0{a}"))]
 
 
-def test_a_model_that_computes_something_else_is_refused():
-    m = tiny("radd", "rope", 0)
-    m.model.blocks[1].mlp[1] = nn.ReLU()
-    with pytest.raises(UsageError, match="forward is no"):
-        record([m], FACTS, CONFIG, [0])
+def others():
+    """What isn't trained side by side: model, facts and settings."""
+    otherwise = tiny("radd", "rope", 0)
+    otherwise.model.blocks[1].mlp[1] = nn.ReLU()
+    llama = load("llama", options={"alphabet": "0abcdABCD"})
+    return {
+        "dropout": (tiny("radd", "rope", 0, dropout=0.1), FACTS, CONFIG),
+        "lengths": (tiny("radd", "rope", 0), LENGTHS, CONFIG),
+        "another forward": (otherwise, FACTS, CONFIG),
+        "no tiny model": (llama, FACTS, CONFIG),
+        "bfloat16": (tiny("radd", "rope", 0), FACTS, replace(CONFIG, precision="bfloat16")),
+    }
+
+
+@pytest.mark.parametrize("what", others())
+def test_what_cannot_be_trained_side_by_side_is_trained_alone(what):
+    m, facts, config = others()[what]
+    start, told = nn.utils.parameters_to_vector(m.model.parameters()).detach().clone(), []
+    models = [copy.deepcopy(m), copy.deepcopy(m)]
+    recordings = record(models, facts, config, [3, 4], lambda step, steps: told.append(step))
+    for seed, recording in zip((3, 4), recordings, strict=True):
+        here = copy.deepcopy(m)
+        for stop, (checkpoint, weights) in zip(train(here, facts, config, seed), recording.stops, strict=True):
+            assert checkpoint == stop
+            own = nn.utils.parameters_to_vector(here.model.parameters()).detach()
+            torch.testing.assert_close(torch.from_numpy(weights), own, rtol=0, atol=0)
+    assert torch.equal(nn.utils.parameters_to_vector(models[1].model.parameters()), start)
+    assert told == sorted(told)
+    assert told[-1] == config.steps
+
+
+def test_a_seed_that_diverges_alone_is_told_when_it_is_replayed():
+    models = [tiny("radd", "rope", seed, dropout=0.1) for seed in (5, 6)]
+    with torch.no_grad():
+        models[0].model.lm_head.bias[3] = torch.nan
+    lost, fine = record(models, FACTS, CONFIG, [5, 6])
+    with pytest.raises(TrainingError, match=r"step 7, seed 5"):
+        list(lost.replay(models[0], FACTS, CONFIG, 5))
+    assert [stop.step for stop in fine.replay(models[1], FACTS, CONFIG, 6)] == [0, 7, 20]
+
+
+@pytest.mark.parametrize("changes", [{"method": "lora"}, {"lr_grid": (1e-3, 1e-2)}])
+def test_what_a_study_does_not_do_is_refused(changes):
+    with pytest.raises(UsageError, match=r"need rcprobe\.run"):
+        record([tiny("radd", "rope", 0)], FACTS, replace(CONFIG, **changes), [0])
 
 
 def ids_of(m):
@@ -156,7 +233,13 @@ def test_one_layer_asked_at_its_masks_looks_tokens_up(encoding, heads):
 
 @pytest.mark.parametrize(
     ("name", "encoding", "depth"),
-    [("radd", "learned", 1), ("radd", "normalised", 1), ("radd", "rope", 2), ("gpt2-mini", "rope", 1)],
+    [
+        ("radd", "learned", 1),
+        ("radd", "normalised", 1),
+        ("radd", "clamped", 1),
+        ("radd", "rope", 2),
+        ("gpt2-mini", "rope", 1),
+    ],
 )
 def test_what_no_table_holds_is_computed_token_by_token(name, encoding, depth):
     m = tiny(name, encoding, 0, depth=depth)

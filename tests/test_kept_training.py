@@ -22,7 +22,9 @@ def job(tmp_path, monkeypatch):
     monkeypatch.setattr(jobs, "_steps", Unheard())
     train = TrainConfig(steps=4, probe_at=(2,))
     options = {"encoding": "rope", "width": 8}
-    return Job("radd", options, "letters", {"length": 4}, train, (0, 1), tmp_path / "trained" / "rope.safetensors")
+    return Job(
+        "rope", "radd", options, "letters", {"length": 4}, train, (0, 1), tmp_path / "trained" / "rope.safetensors"
+    )
 
 
 def test_what_is_kept_is_not_trained_again(job, monkeypatch):

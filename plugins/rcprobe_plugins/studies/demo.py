@@ -55,8 +55,8 @@ def run_demo(seeds: int, steps: int, show: bool = False) -> "dict[str, Report]":
     from rcprobe_plugins.studies.reports import run_reports
 
     train = TrainConfig(steps=steps, lr=3e-3)
-    jobs = {
-        label: Job(model, options, "letters", {"length": 6}, train, tuple(range(seeds)))
+    jobs = [
+        Job(label, model, options, "letters", {"length": 6}, train, tuple(range(seeds)))
         for label, (model, options) in MODELS.items()
-    }
-    return run_reports(jobs, show)
+    ]
+    return dict(zip(MODELS, run_reports(jobs, show), strict=True))

@@ -4,6 +4,7 @@ Shapes: S seeds, B prompts, L length, N = B·L tokens, M tokens that the loss co
 width, V vocabulary, P parameters.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from rcprobe.errors import UsageError
+from rcprobe.errors import TrainingError, UsageError
 from rcprobe.facts import Fact
 from rcprobe.loaded import LoadedModel
-from rcprobe.training import Checkpoint, TrainConfig
+from rcprobe.training import Checkpoint, TrainConfig, train
 from rcprobe.training.objectives import Statements, objective_of, weighted_cross_entropy
 from rcprobe.training.statements import forward_statements, maskable_tokens
 from rcprobe.training.trainer import Average, adamw
@@ -62,14 +63,58 @@ def record(
     seeds: Sequence[int],
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Recording]:
-    """Train tiny models, alike but for their weights, one seed each, and record what is to be probed.
+    """Train models, alike but for their weights, one seed each, and record what is to be probed.
 
-    The models keep their weights. ``progress`` is told (step, of how many) now and then. Raises ``UsageError`` for
-    what only the plain trainer can do: other models, dropout, frozen weights, statements of several lengths.
+    The numbers are those of ``rcprobe.training.train``: seeds are trained side by side where that gives them, else
+    one after the other by it. The models keep their weights. ``progress`` is told (step, of how many) now and then.
+    Raises ``UsageError`` for adapters and for a rate that is still to be chosen.
     """
+    if config.method != "full" or config.lr_grid:
+        raise UsageError("adapters and a choice of rates need rcprobe.run; a study trains every weight at one rate")
+    ids, real = forward_statements(models[0], facts)
+    if config.precision is None and bool(real.all()) and _stackable(models, ids[: config.batch_size]):
+        return _side_by_side(models, facts, config, seeds, progress)
+    return [
+        _alone(m, facts, config, seed, _part(progress, number, len(seeds)))
+        for number, (m, seed) in enumerate(zip(models, seeds, strict=True))
+    ]
+
+
+def _alone(
+    m: LoadedModel,
+    facts: Sequence[Fact],
+    config: TrainConfig,
+    seed: int,
+    progress: Callable[[int, int], None] | None,
+) -> Recording:
+    parameters = list(m.model.parameters())
+    own = [p.detach().clone() for p in parameters]
+    stops: list[tuple[Checkpoint, NDArray[Any]]] = []
+    try:
+        for stop in train(m, facts, config, seed, progress):
+            stops.append((stop, nn.utils.parameters_to_vector(parameters).detach().cpu().numpy()))
+    except TrainingError:  # raised again when it is replayed
+        stops.append((Checkpoint(config.probed()[len(stops)], math.nan), stops[-1][1]))
+    with torch.no_grad():
+        for parameter, weights in zip(parameters, own, strict=True):
+            parameter.copy_(weights)
+    return Recording(tuple(stops))
+
+
+def _part(progress: Callable[[int, int], None] | None, number: int, of: int) -> Callable[[int, int], None] | None:
+    """``progress`` as the seed of that number moves it."""
+    return progress and (lambda step, steps: progress((number * steps + step) // of, steps))
+
+
+def _side_by_side(
+    models: Sequence[LoadedModel],
+    facts: Sequence[Fact],
+    config: TrainConfig,
+    seeds: Sequence[int],
+    progress: Callable[[int, int], None] | None,
+) -> list[Recording]:
     m = models[0]
     ids, real = forward_statements(m, facts)
-    _refuse(models, bool(real.all()))
     flat = nn.Parameter(torch.stack([nn.utils.parameters_to_vector(x.model.parameters()).detach() for x in models]))
     layout = layout_of(m.model)
     masks = tables_of(m, ids[: config.batch_size])
@@ -102,42 +147,52 @@ def record(
     return [Recording(tuple(stop)) for stop in recorded]
 
 
-def _refuse(models: Sequence[LoadedModel], one_length: bool) -> None:
-    for m in models:
-        if not isinstance(m.model, TinyModel):
-            raise UsageError(f"{m.source} is no tiny model; train it with rcprobe.training.train")
-        if m.config.dropout or not all(p.requires_grad for p in m.model.parameters()) or not one_length:
-            raise UsageError(
-                f"{m.source}: dropout, frozen weights and statements of several lengths need rcprobe.training.train"
-            )
+def _stackable(models: Sequence[LoadedModel], ids: Int[Tensor, "B L"]) -> bool:
+    """Whether the stacked forward of the first model is what each model computes in training.
+
+    It isn't with dropout, or where a third party's encoding draws a table of its own for each seed.
+    """
+    return all(
+        isinstance(m.model, TinyModel)
+        and all(p.requires_grad for p in m.model.parameters())
+        and _agree(models[0], m, ids, None)
+        for m in models
+    )
 
 
 def tables_of(m: LoadedModel, ids: Int[Tensor, "B L"]) -> MaskQueries | None:
-    """The tables of a one-layer model's masks, or None where none hold; tried on some statements.
-
-    Raises ``UsageError`` for a model whose own forward gives other logits than ours.
-    """
+    """The tables of a one-layer model's masks, or None where none hold; tried on some statements."""
     model: Any = m.model
+    if m.mask_id is None or len(model.blocks) > 1:
+        return None
+    masks = MaskQueries(model, _moved(m), ids.shape[1], m.mask_id)
+    return masks if masks.turns_affinely(_moved(m)) and _agree(m, m, ids, masks) else None
+
+
+def _agree(stacked: LoadedModel, m: LoadedModel, ids: Int[Tensor, "B L"], masks: MaskQueries | None) -> bool:
+    """Whether the stacked forward of one model gives another's logits in training, the other's weights moved."""
     ids = ids.to(m.device).clone()
     if m.mask_id is not None:
         ids[:, ::2] = m.mask_id
-    own = nn.utils.parameters_to_vector(model.parameters()).detach()
+    at = torch.arange(ids.numel(), device=m.device)
+    if masks is not None:
+        at = at[ids.flatten() == masks.mask_id]
+    weights = _moved(m)
+    one = {name: w[0] for name, w in weights.items()}
+    was_training = m.model.training
+    m.model.train()
+    with torch.no_grad(), torch.random.fork_rng():
+        expected = functional_call(m.model, one, kwargs={"input_ids": ids}, tie_weights=False).logits.flatten(0, 1)
+        found = logits(stacked.model, weights, ids[None], at[None], masks)[0]
+    m.model.train(was_training)
+    return torch.allclose(expected[at], found, rtol=1e-3, atol=1e-3, equal_nan=True)
+
+
+def _moved(m: LoadedModel) -> Weights:
+    """A model's weights, moved away from a start whose head may be zero."""
+    own = nn.utils.parameters_to_vector(m.model.parameters()).detach()
     noise = torch.randn(len(own), generator=torch.Generator().manual_seed(0)).to(own)
-    weights = named(layout_of(model), (own + 0.1 * noise)[None])  # away from a start whose head may be zero
-    with torch.no_grad():
-        one = {name: w[0] for name, w in weights.items()}
-        expected = functional_call(model, one, kwargs={"input_ids": ids}, tie_weights=False).logits.flatten(0, 1)
-
-        def agree(at: Int[Tensor, " M"], masks: MaskQueries | None) -> bool:
-            found = logits(model, weights, ids[None], at[None], masks)[0]
-            return torch.allclose(expected[at], found, rtol=1e-3, atol=1e-3, equal_nan=True)
-
-        if not agree(torch.arange(ids.numel(), device=m.device), None):
-            raise UsageError(f"{m.source}: its forward is no tiny model's; train it with rcprobe.training.train")
-        if m.mask_id is None or len(model.blocks) > 1:
-            return None
-        masks = MaskQueries(model, weights, ids.shape[1], m.mask_id)
-        return masks if agree((ids.flatten() == m.mask_id).nonzero()[:, 0], masks) else None
+    return named(layout_of(m.model), (own + 0.1 * noise)[None])
 
 
 def _losses(

@@ -35,9 +35,11 @@ PRELOAD = [
 class Job:
     """Seeds of one tiny model, trained forward only on a dataset and probed along the way.
 
-    ``kept`` is the file for what was trained; if it is there, nothing is trained again.
+    ``label`` names it to whoever waits. ``kept`` is the file for what was trained; if it is there, nothing is trained
+    again.
     """
 
+    label: str
     model: str
     options: Mapping[str, Any]
     dataset: str

@@ -41,6 +41,30 @@ class MaskQueries:
             with torch.no_grad():
                 self.turns = _turns(model.encoding, weights, self.heads, length)
 
+    def turns_affinely(self, weights: Weights) -> bool:
+        """Whether ``rotate`` is affine, near zero and far from it: what is clamped, say, is so near zero alone."""
+        if not overrides(self.model.encoding, "rotate"):
+            return True
+        like = weights["norm.weight"]
+        width = like.shape[-1] // self.heads
+        shape = (2, len(like), 1, self.heads, self.length, width)
+        some = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(like)
+
+        def turned(x: Tensor) -> Tensor:
+            return torch.stack(encoded(self.model.encoding, "rotate", weights, x, x))
+
+        with torch.no_grad():
+            zero = turned(torch.zeros_like(some[0]))
+            return all(
+                torch.allclose(
+                    turned(size * some[0]) + turned(size * some[1]) - zero,
+                    turned(size * (some[0] + some[1])),
+                    rtol=1e-3,
+                    atol=1e-3 * size,
+                )
+                for size in (1.0, 1000.0)
+            )
+
     def attend(
         self, weights: Weights, ids: Int[Tensor, "S B L"], at: Int[Tensor, "S M"]
     ) -> tuple[Float[Tensor, "S M W"], Float[Tensor, "S M W"]]:

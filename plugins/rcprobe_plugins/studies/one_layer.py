@@ -39,7 +39,7 @@ class Setting:
     @property
     def file(self) -> str:
         """A file's name of its own, whatever the encoding's name holds."""
-        return f"{safe_name(self.label)}-{sha256(self.label.encode()).hexdigest()[:8]}.safetensors"
+        return f"{safe_name(self.label)}-{sha256(repr(self).encode()).hexdigest()[:8]}.safetensors"
 
     @property
     def pairing(self) -> Literal["same_target", "swapped"]:
@@ -56,19 +56,21 @@ def encodings(quick: bool = False) -> list[str]:
 
 def recipe(setting: Setting, quick: bool = False) -> "TrainConfig":
     """How a model is trained, the same for every encoding: RADD's t-DCE (a causal model: next-token cross-entropy),
-    AdamW at 1e-3 (β2 .98), batch 64, EMA .999. Clipped at norm 1 up to length 10, beyond it at 30: the norm grows
-    with the length, and to clip nearly every step leaves seeds stuck.
+    AdamW at 1e-3 (β2 .98), batch 64, EMA .999. Clipped at norm 1; a masked model beyond length 10 at 30, for the norm
+    of its loss, a sum over tokens, grows with the length, and to clip nearly every step leaves seeds stuck.
     """
     from rcprobe.training import TrainConfig
 
+    masked = setting.model == "radd"
+    clip = 30.0 if masked and setting.length > 10 else 1.0
     if quick:
-        return TrainConfig(steps=3000, probe_at=(1000,))
+        return TrainConfig(steps=3000, clip=clip, probe_at=(1000,))
     if setting.length <= 10:
-        return TrainConfig(steps=10_000, probe_at=(300, 1000, 3000, 5000))
-    if setting.model != "radd":  # a causal model's figures stay the same from 3,000 on
-        return TrainConfig(steps=5000, clip=30.0, probe_at=(1000,))
+        return TrainConfig(steps=10_000, clip=clip, probe_at=(300, 1000, 3000, 5000))
+    if not masked:
+        return TrainConfig(steps=5000, clip=clip, probe_at=(1000,))  # its figures stay the same from 3,000 on
     # a probe costs as length to the power of two
-    return TrainConfig(steps=10_000 if setting.length <= 30 else 15_000, clip=30.0, probe_at=(1000, 5000))
+    return TrainConfig(steps=10_000 if setting.length <= 30 else 15_000, clip=clip, probe_at=(1000, 5000))
 
 
 def train_settings(
@@ -92,15 +94,16 @@ def train_settings(
         registry().entry("encodings", setting.encoding)
         letters(setting.length)
     start_server()
-    jobs = {
-        s.label: Job(
-            s.model, {"encoding": s.encoding}, "letters", {"length": s.length}, train(s),
+    longest_first = sorted(dict.fromkeys(settings), key=lambda s: -s.length)  # so that no core waits at the end
+    jobs = [
+        Job(
+            s.label, s.model, {"encoding": s.encoding}, "letters", {"length": s.length}, train(s),
             tuple(range(seeds)), kept / s.file if kept is not None else None,
         )
-        for s in sorted(settings, key=lambda s: -s.length)  # the longest first, so that no core waits at the end
-    }  # fmt: skip
-    reports = run_reports(jobs, show)
-    return {s: reports[s.label] for s in settings}
+        for s in longest_first
+    ]  # fmt: skip
+    reports = dict(zip(longest_first, run_reports(jobs, show), strict=True))
+    return {s: reports[s] for s in settings}
 
 
 def accuracies(report: "Report", setting: Setting, reading: str, direction: Direction) -> dict[int, list[float]]:

@@ -1,6 +1,6 @@
 """Jobs on all cores under one display, and a report of each."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from rcprobe_plugins.studies.jobs import Job
 
 
-def run_reports(jobs: "Mapping[str, Job]", show: bool = False) -> "dict[str, Report]":
-    """Each job's report by its label; ``show`` draws progress where standard error is a terminal."""
+def run_reports(jobs: "Sequence[Job]", show: bool = False) -> "list[Report]":
+    """Each job's report; ``show`` draws progress where standard error is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -17,7 +17,7 @@ def run_reports(jobs: "Mapping[str, Job]", show: bool = False) -> "dict[str, Rep
 
     console = Console(stderr=True)
     columns = (
-        TextColumn("{task.description:<24}"),
+        TextColumn("{task.description:<24}", markup=False),  # an encoding may be called [x]
         BarColumn(),
         TextColumn("{task.percentage:>3.0f} %"),
         TimeElapsedColumn(),
@@ -25,9 +25,9 @@ def run_reports(jobs: "Mapping[str, Job]", show: bool = False) -> "dict[str, Rep
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, disable=not (show and console.is_terminal), transient=True) as bar:
-        tasks = [bar.add_task(label, total=1.0) for label in jobs]
-        runs = run_jobs(list(jobs.values()), lambda number, share: bar.update(tasks[number], completed=share))
-    return {label: _report(job, found) for (label, job), found in zip(jobs.items(), runs, strict=True)}
+        tasks = [bar.add_task(job.label, total=1.0) for job in jobs]
+        runs = run_jobs(jobs, lambda number, share: bar.update(tasks[number], completed=share))
+    return [_report(job, found) for job, found in zip(jobs, runs, strict=True)]
 
 
 def _report(job: "Job", runs: "list[SeedRun]") -> "Report":
