@@ -108,14 +108,17 @@ def main() -> None:
     torch.set_num_threads(1)
     for weight in LIGHT:
         objectives.OBJECTIVES[f"light-{weight}"] = light(weight)  # type: ignore[index]
-    keys = ["recipe", "encoding", "length", "seed"]
+    keys = ["recipe", "encoding", "length", "seed", "step", "direction"]
     for recipe in asked.recipe or RECIPES:
         there = pd.read_csv(asked.out) if asked.out.exists() else pd.DataFrame(columns=keys)
-        held = set(there[keys].itertuples(index=False, name=None))
-        seeds = [s for s in range(first, last + 1) if (recipe, asked.encoding, asked.length, s) not in held]
+        steps = asked.steps or RECIPES[recipe][1].get("steps", STEPS)
+        same = (there.recipe == recipe) & (there.encoding == asked.encoding) & (there.length == asked.length)
+        held = set(there.seed[same & (there.step >= steps)])
+        seeds = [seed for seed in range(first, last + 1) if seed not in held]
         if seeds:
-            rows = pd.DataFrame(trained(recipe, asked.encoding, asked.length, seeds, asked.steps))
-            rows.round(3).to_csv(asked.out, mode="a", header=not asked.out.exists(), index=False)
+            rows = pd.DataFrame(trained(recipe, asked.encoding, asked.length, seeds, asked.steps)).round(3)
+            new = ~pd.MultiIndex.from_frame(rows[keys]).isin(pd.MultiIndex.from_frame(there[keys]))
+            rows[new].to_csv(asked.out, mode="a", header=not asked.out.exists(), index=False)
 
 
 if __name__ == "__main__":

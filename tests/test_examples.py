@@ -14,8 +14,8 @@ EXAMPLES = ROOT / "examples"
 
 
 def test_the_search_goes_on_with_what_its_file_lacks(tmp_path, monkeypatch):
-    def rows(seeds):
-        asked = ["search", str(table), "--recipe", "light-0.1", "--length", "3", "--steps", "2", "--seeds", seeds]
+    def rows(seeds, steps="2"):
+        asked = ["search", str(table), "--recipe", "light-0.1", "--length", "3", "--steps", steps, "--seeds", seeds]
         monkeypatch.setattr("sys.argv", asked)
         runpy.run_path(str(EXAMPLES / "search_published_figures.py"), run_name="__main__")
         return [line.split(",") for line in table.read_text(encoding="utf-8").splitlines()[1:]]
@@ -27,6 +27,9 @@ def test_the_search_goes_on_with_what_its_file_lacks(tmp_path, monkeypatch):
     both = rows("0-1")
     assert both[:2] == first
     assert [row[3] for row in both] == ["0", "0", "1", "1"]
+    longer = rows("0-1", "3")
+    assert longer[:4] == both
+    assert [row[3:5] for row in longer[4:]] == [["0", "3"], ["0", "3"], ["1", "3"], ["1", "3"]]
 
 
 def python(page):

@@ -51,6 +51,7 @@ def test_every_seed_step_reading_and_direction_has_its_row(reports):
     readings = {row["reading"] for row in found if row["encoding"] == "rope"}
     assert readings == {"full vocabulary", "52 letters", "26 letters", PROBABILITY}
     assert len(found) == 2 * 2 * 3 * (2 * 4 + 5)  # directions, seeds, steps; a causal model is also read by writing on
+    assert {row["pairing"] for row in found if row["encoding"] == "rope"} == {"same_target", "swapped"}
     assert all(0 <= row["percent"] <= 100 or math.isnan(row["percent"]) for row in found)
 
 
@@ -222,10 +223,18 @@ def test_names_that_look_alike_in_a_path_have_files_of_their_own():
     assert len({Setting("radd", name, length).file for name in names for length in (10, 20)}) == 12
 
 
+def test_a_model_called_like_another_is_not_taken_for_it():
+    named = Setting("radd", "absolute gpt2-mini", 4)
+    assert named.label == ARM.label
+    assert named.file != ARM.file
+
+
 def test_one_recipe_serves_every_encoding_of_a_length():
     for length, steps in ((10, 10_000), (20, 10_000), (30, 10_000), (40, 15_000)):
         assert {recipe(Setting("radd", name, length)).steps for name in encodings()} == {steps}
         assert recipe(Setting("radd", "rope", length), quick=True).steps == 3_000
+        clips = {recipe(Setting("radd", name, length), quick).clip for name in encodings() for quick in (True, False)}
+        assert clips == {1.0 if length == 10 else 30.0}
     assert [recipe(Setting("gpt2-mini", "absolute", length)).steps for length in (10, 20, 40)] == [10_000, 5000, 5000]
 
 

@@ -14,12 +14,13 @@ from rcprobe.report.panels import has_values
 from rcprobe.statistics import over_seeds
 from rcprobe.training import TrainConfig
 from rcprobe_plugins.studies import reproduce
-from rcprobe_plugins.studies.reviews import flow, layers, split, variants
+from rcprobe_plugins.studies.reviews import first_order, flow, layers, split, variants
 from rcprobe_plugins.studies.reviews.answer import paired, said, series, verdict
 from rcprobe_plugins.studies.reviews.cells import Cell, Size, table, trained
 from rcprobe_plugins.studies.reviews.questions import QUESTIONS, reviews
 
-TINY = Size(length=3, width=8, seeds=2, train=TrainConfig(steps=8, lr=1e-2, batch_size=16, warmup=1))
+TRAIN = TrainConfig(steps=8, lr=1e-2, batch_size=16, warmup=1, probe_at=(6,))  # (e) trains for fewer steps
+TINY = Size(length=3, width=8, seeds=2, train=TRAIN)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,13 @@ def test_the_error_of_the_first_order_is_of_the_second(answers):
         first, second = (np.polyfit(one["log rate"], one[f"log error, {n}"], 1)[0] for n in ("first", "second"))
         assert first == pytest.approx(2.0, abs=0.05)
         assert second > 2.4  # rounding is near
-    assert "the prediction holds" in answers["e"].says
+    assert "2 seeds don't decide whether the prediction holds" in answers["e"].says
+
+
+def test_an_order_is_judged_from_enough_seeds_that_have_one():
+    assert first_order._held(over_seeds([2.0, 2.01, 1.99, 2.0, 2.0])) == "the prediction holds"
+    assert first_order._held(over_seeds([1.0, 1.01, 0.99, 1.0, 1.0])) == "the prediction fails"
+    assert "4 seeds don't decide" in first_order._held(over_seeds([2.0, 2.01, 1.99, 2.0, math.nan]))
 
 
 def test_layers_carry_parts_of_one_whole(answers):
@@ -97,6 +104,7 @@ def test_the_split_adds_up_to_what_autograd_finds(monkeypatch):
     monkeypatch.setattr(split, "PAIRS", 4)
     answer = split.by_matrix(TINY)
     assert answer.rows.off.max() < 1e-12
+    assert "negative: none; sign not decided: U, W_V" in answer.says
     sums = answer.rows.groupby(["seed", "trained"]).share.sum()
     np.testing.assert_allclose(sums, 1.0, rtol=1e-10)
     start = answer.rows[answer.rows.trained == "before training"]
@@ -112,7 +120,7 @@ def test_a_seed_that_diverges_ends_the_question_by_name():
 def test_a_table_has_a_row_for_each_cell_seed_and_step():
     cell = Cell("here", {"encoding": "nope"}, TINY.train)
     rows = table([cell], TINY, TINY.letters(), lambda m, data: {"n": 1.0}, every=True)
-    assert rows[["cell", "seed", "step"]].values.tolist() == [["here", s, k] for s in (0, 1) for k in (0, 8)]
+    assert rows[["cell", "seed", "step"]].values.tolist() == [["here", s, k] for s in (0, 1) for k in (0, 6, 8)]
 
 
 def test_differences_are_taken_within_seeds():

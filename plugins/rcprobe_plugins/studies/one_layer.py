@@ -134,7 +134,9 @@ def finished(report: "Report") -> list[Any]:
 
 
 def rows(reports: "Mapping[Setting, Report]") -> Iterator[dict[str, Any]]:
-    """Every accuracy and probability, one row a number: setting, step, seed, reading, direction, value in percent."""
+    """Every accuracy and probability, one row a number: setting, step, seed, reading, pairing, direction, value in
+    percent. Probabilities are of the pairing "swapped", whose forward query asks for b, whatever accuracy is of.
+    """
     directions: tuple[Direction, ...] = ("forward", "reverse")
     for setting, report in reports.items():
         start = {"model": setting.model, "encoding": setting.encoding, "length": setting.length}
@@ -142,11 +144,12 @@ def rows(reports: "Mapping[Setting, Report]") -> Iterator[dict[str, Any]]:
         for direction in directions:
             read = {r: accuracies(report, setting, r, direction) for r in report.accuracy.get(setting.pairing, {})}
             for reading, steps in {**read, PROBABILITY: probabilities(report, direction)}.items():
+                pairing = "swapped" if reading == PROBABILITY else setting.pairing
                 for step, values in steps.items():
                     for seed, value in zip(seeds, values, strict=True):
                         yield {
-                            **start, "step": step, "seed": seed, "reading": reading, "direction": direction,
-                            "percent": value,
+                            **start, "step": step, "seed": seed, "reading": reading, "pairing": pairing,
+                            "direction": direction, "percent": value,
                         }  # fmt: skip
 
 

@@ -30,21 +30,18 @@ SMALL = 4  # of the rates: those whose error is of one order
 def step_sizes(size: Size) -> Answer:
     """(e) Measured against first-order predicted change of the reverse loss, over step sizes, on raw weights."""
     stop = max(1, size.train.steps // 4)  # later on, gradients vanish with the loss
-    cell = Cell("rope", {"encoding": "rope"}, replace(size.train, steps=stop, ema=0.0))
+    cell = Cell("rope", {"encoding": "rope"}, replace(size.train, steps=stop, ema=0.0, probe_at=(), probe_every=None))
     data = size.letters()
     found = {seed: _measured(m, data) for _, seed, m, at in trained([cell], size, data) if at.step == stop}
     rows = pd.concat([_rows(seed, f) for seed, f in found.items()], ignore_index=True)
     orders = {name: over_seeds([_order(f, name) for f in found.values()]) for name in ("first", "second")}
     off = over_seeds([float(f.actual[2] / f.first[2] - 1) if f.first[2] else math.nan for f in found.values()])
     tight = over_seeds([float(f.tightness[0]) for f in found.values()])
-    few = "" if len(found) >= ENOUGH else f" (from {len(found)} seeds; {ENOUGH} are needed for a firm interval)"
-    held = abs(orders["first"].value - 2) < 0.1
     says = (
         f"A forward step of rate {RATES[2]:g} changes the reverse loss by {said(_percent(off))} % more than first "
         f"order predicts; the error grows as rate^{said(orders['first'])} (2 if the first order is right), and as "
         f"rate^{said(orders['second'])} with the second order (3): "
-        f"{'the prediction holds' if held else 'the prediction fails'}, its tightness at small rates being "
-        f"{said(tight)} per unit of rate{few}."
+        f"{_held(orders['first'])}, its tightness at small rates being {said(tight)} per unit of rate."
     )
     panel = Curves(
         "Error of the predicted change of the reverse loss",
@@ -56,6 +53,12 @@ def step_sizes(size: Size) -> Answer:
         ),
     )
     return Answer("e", "How tight is the first order?", says, rows, (panel,))
+
+
+def _held(order: Estimate) -> str:
+    if order.n < ENOUGH:
+        return f"{order.n} seeds don't decide whether the prediction holds ({ENOUGH} are needed)"
+    return "the prediction holds" if abs(order.value - 2) < 0.1 else "the prediction fails"
 
 
 def query_loss(m: LoadedModel, queries: Sequence[Query]) -> Loss:

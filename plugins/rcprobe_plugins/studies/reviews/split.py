@@ -17,7 +17,7 @@ from rcprobe.statistics import over_seeds
 from rcprobe.theory import OneLayer, Split, one_layer_gradients, split_product
 from rcprobe.theory.rotary import BASE
 from rcprobe_plugins.encodings.rope import turn
-from rcprobe_plugins.studies.reviews.answer import Answer, said, series
+from rcprobe_plugins.studies.reviews.answer import ENOUGH, Answer, said, series
 from rcprobe_plugins.studies.reviews.cells import Size
 
 PARTS = ("U", "W_V", "W_Q", "W_K", "E, query path", "E, key path", "E, value path", "E, crosses")
@@ -34,8 +34,9 @@ def by_matrix(size: Size) -> Answer:
     end = rows[rows.trained == "trained"]
     shares = {part: over_seeds(list(end[end.part == part].share)) for part in PARTS}
     ranked = sorted(PARTS, key=lambda part: -shares[part].value)
-    negative = [part for part in PARTS if shares[part].high < 0]
-    unsure = [part for part in PARTS if shares[part].low <= 0 <= shares[part].high]
+    decided = [part for part in PARTS if size.seeds >= ENOUGH and (shares[part].low > 0 or shares[part].high < 0)]
+    negative = [part for part in decided if shares[part].high < 0]
+    unsure = [part for part in PARTS if part not in decided]
     says = (
         "Of the inner product of matched gradients in the trained attention-only model, "
         f"{', '.join(f'{part} gives {said(shares[part])}' for part in ranked)}; "
