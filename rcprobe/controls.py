@@ -85,17 +85,18 @@ def _blocks(pairs: Sequence[QueryPair], seed: int) -> tuple[tuple[int, ...], ...
 def other_targets(pairs: Sequence[QueryPair]) -> list[tuple[tuple[int, ...], ...]]:
     """For each pair, the targets of other trained facts that its reverse query could have asked for.
 
-    They have the same number of tokens and are neither its own target nor another right answer; those of the facts
-    that follow come first, so that the first few differ from fact to fact.
+    They are cut as this template cuts them (" Oslo" is another token than "Oslo"), have the same number of tokens and
+    are neither its own target nor another right answer; those of the facts that follow come first, so that the first
+    few differ from fact to fact.
     """
-    pools: dict[int, dict[tuple[int, ...], None]] = defaultdict(dict)
+    pools: dict[tuple[int, int], dict[tuple[int, ...], None]] = defaultdict(dict)
     for pair in pairs:
         if pair.unsupported is None and pair.trained:
-            pools[len(pair.reverse.target_ids)][pair.reverse.target_ids] = None
+            pools[pair.template, len(pair.reverse.target_ids)][pair.reverse.target_ids] = None
     found: list[tuple[tuple[int, ...], ...]] = []
     for pair in pairs:
         right = {pair.reverse.target_ids, *pair.reverse.other_answers}
-        pool = list(pools[len(pair.reverse.target_ids)]) if pair.unsupported is None else []
+        pool = list(pools[pair.template, len(pair.reverse.target_ids)]) if pair.unsupported is None else []
         own = pool.index(pair.reverse.target_ids) if pair.reverse.target_ids in pool else 0
         found.append(tuple(target for target in pool[own:] + pool[:own] if target not in right))
     return found

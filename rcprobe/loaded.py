@@ -31,6 +31,7 @@ class LoadedModel:
     options: Mapping[str, Any] = field(default_factory=dict)
     factory: Callable[[int], nn.Module] | None = None
     told: dict[str, Any] = field(default_factory=dict)
+    _wrapped: tuple[list[nn.Module], Any] | None = field(default=None, init=False, repr=False, compare=False)
 
     @cached_property
     def mask_id(self) -> int | None:
@@ -73,15 +74,18 @@ class LoadedModel:
         embedding: Any = self.model.get_input_embeddings()  # type: ignore[operator]
         return int(embedding.weight.shape[0])
 
-    @cached_property
+    @property
     def wrapped(self) -> Any:
-        """The model in nnsight's wrapper."""
+        """The model in nnsight's wrapper, which is made anew once modules were added, exchanged or taken out."""
         from nnsight import NNsight
 
-        with warnings.catch_warnings():
-            # submodules called output or input; they are found by path here, never by attribute
-            warnings.filterwarnings("ignore", message=".*which nnsight already serves.*")
-            return NNsight(self.model)
+        modules = list(self.model.modules())
+        if self._wrapped is None or self._wrapped[0] != modules:
+            with warnings.catch_warnings():
+                # submodules called output or input; they are found by path here, never by attribute
+                warnings.filterwarnings("ignore", message=".*which nnsight already serves.*")
+                self._wrapped = (modules, NNsight(self.model))
+        return self._wrapped[1]
 
     def encoding(self, text: str) -> Any:
         """A whole text's tokens and their character offsets, whatever the tokenizer's files say of cutting and padding.
@@ -96,7 +100,6 @@ class LoadedModel:
     def replace_model(self, model: nn.Module) -> None:
         """Put another module in the model's place: itself under adapters, or without them."""
         self.model = model
-        self.__dict__.pop("wrapped", None)
 
     def fingerprint(self) -> str:
         """SHA-256 over every parameter's name, shape, dtype and bytes."""

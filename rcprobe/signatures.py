@@ -206,8 +206,8 @@ def _correlation(condition: Condition, last: Sequence[Measured], first: Sequence
         )
     tests = [permutation_test(*row, permutations=PERMUTATIONS[replicate], seed=seed) for seed, row in enumerate(rows)]
     start = [score_correlation(*score_rows(condition, measured)).pooled for measured in first]
-    if replicate == "fact" and not math.isnan(estimate.p):
-        estimate = replace(estimate, p=max(estimate.p, tests[0][0]))
+    if replicate == "fact":  # the weakest test counts, and a missing one is no pass
+        estimate = replace(estimate, p=float(np.max([estimate.p, *(p for p, _, _ in tests)])))
     return Finding(
         condition,
         estimate,
@@ -270,7 +270,7 @@ def fact_values(condition: Condition, measured: Measured, start: Measured | None
 def _undefined_share(condition: Condition, last: Sequence[Measured]) -> float:
     """The share of pairs that have no value in one of the condition's columns."""
     rows = [np.isnan(_cells(m.columns[name])[_kept(m)]).all(axis=1) for m in last for name in condition.columns]
-    return max(float(row.mean()) for row in rows)
+    return max(float(np.mean(row)) if np.size(row) else math.nan for row in rows)
 
 
 def _kept(measured: Measured) -> NDArray[np.bool_]:
@@ -296,8 +296,9 @@ def _by_fact(values: Floats, fact: NDArray[np.int64]) -> Floats:
     """The mean of each fact's defined values, facts in ascending order; NaN where a fact has none."""
     _, index = np.unique(fact, return_inverse=True)
     defined = ~np.isnan(values)
-    count = np.bincount(index[defined], minlength=index.max() + 1)
-    total = np.bincount(index[defined], weights=values[defined], minlength=index.max() + 1)
+    facts = int(index.max(initial=-1)) + 1
+    count = np.bincount(index[defined], minlength=facts)
+    total = np.bincount(index[defined], weights=values[defined], minlength=facts)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 

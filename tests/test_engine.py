@@ -861,10 +861,25 @@ class Wall(Encoding):
         return torch.zeros(length, length).masked_fill(distance == 3, -torch.inf).expand(1, 2, -1, -1)
 
 
-def test_an_infinite_score_takes_its_pair_out():
+def test_a_bias_that_hides_evidence_is_no_broken_score():
     model = weights("radd rope")
     model.encoding = Wall(16, 2, 32)
     m = loaded("radd rope", model)
+    facts = [Fact("a", "B", "{a}00{b}0", "{b}0{a}"), Fact("c", "D", "{a}0{b}00", "{b}0{a}")]
+    found = observe(m, pairs_of(m, facts))
+    assert not found.excluded
+    assert not found.attendable[0, 0].any()
+    assert found.attendable[0, 1].all()
+    assert found.attendable[1].all()
+    assert found.scores.isfinite().all()
+    assert (found.log_weights[0, 0] == -torch.inf).all()
+    assert found.log_probs.isfinite().all()
+
+
+def test_an_infinite_score_takes_its_pair_out():
+    m = loaded("radd rope", weights("radd rope"))
+    with torch.no_grad():
+        m.model.embed_tokens.weight[m.tokenizer.convert_tokens_to_ids("B")] = torch.inf
     facts = [Fact("a", "B", "{a}00{b}0", "{b}0{a}"), Fact("c", "D", "{a}0{b}00", "{b}0{a}")]
     found = observe(m, pairs_of(m, facts))
     assert found.excluded == {0: "non-finite attention score at layer 0"}

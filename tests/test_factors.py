@@ -142,7 +142,6 @@ def test_a_broken_rule_is_found_out_and_nothing_is_wrong(rule, attribute, monkey
             old, block.mlp[0] = block.mlp[0], Conv1D(32, 8).double()
             with torch.no_grad():
                 block.mlp[0].weight.copy_(old.weight.T)
-        del m.wrapped  # it still holds the module that was replaced
     with torch.no_grad():
         for parameter in m.model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))

@@ -87,6 +87,42 @@ def test_a_parameter_that_no_module_call_shows_is_read_query_by_query():
     torch.testing.assert_close(found.control_inner, true[:, 3::2], rtol=1e-9, atol=1e-12, equal_nan=True)
 
 
+class Scaled(torch.nn.Module):
+    """A scalar gain, and an expert for what the first query doesn't hold."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+        self.weight = torch.nn.Parameter(torch.tensor([1.5], dtype=torch.float64))
+        self.expert = torch.nn.Linear(8, 8, bias=False, dtype=torch.float64)
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        routed = x if self.calls == 1 else x + self.expert(x[:, 1:2])
+        return self.inner(routed) * self.weight
+
+
+def test_what_the_check_does_not_meet_or_no_rule_fits_is_read_query_by_query():
+    m = rcprobe.load("radd", options={"width": 8, "max_length": 8}, dtype="float64")
+    m.adapter.groups = {**m.adapter.groups, r"\.mlp\.": "mlp"}
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in m.model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    m.model.blocks[0].mlp = Scaled(m.model.blocks[0].mlp)
+    pairs = rcprobe.encode(m, FACTS)
+    named = [(name, p) for name, p in m.model.named_parameters() if name.startswith("blocks.0.mlp.")]
+    rules = cover(m, named, [pairs[0].forward, pairs[0].reverse]).rules
+    assert [name for name, rule in rules.items() if rule == PER_QUERY] == [
+        "blocks.0.mlp.weight", "blocks.0.mlp.expert.weight"
+    ]  # fmt: skip
+    controls = assign(pairs, 0)
+    found = gradient_products(m, pairs, controls)
+    true = plain_products(m, pairs, controls, found.parts)
+    torch.testing.assert_close(found.inner, true[:, 0], rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("length", [2, 3, 4])
 def test_a_table_that_all_prompts_share_is_read_query_by_query(length):
     """T5's table is looked up once for all prompts: L × L rows, however many prompts there are."""

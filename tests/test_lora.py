@@ -126,6 +126,29 @@ def test_an_adapter_that_is_no_sum_has_no_dense_gradient():
     assert found.cosine().isfinite().all()
 
 
+def test_dense_gradients_that_cannot_be_read_leave_the_pairs_alone():
+    m = adapted("llama", use_dora=True)
+    with in_double():
+        seen = rcprobe.observe(m, pairs_of(m), read={"gradients", "log_probs"})
+    assert not seen.excluded
+    assert seen.gradients.cosine().isfinite().all()
+    assert seen.gradients.inner[:, seen.gradients.indices(dense=True)].isnan().all()
+
+
+def test_what_an_adapter_of_zeros_hides_is_checked_again():
+    """Where B is zero, DoRA rescales by one, and looks like a sum."""
+    m = adapted("llama", start=0.0, use_dora=True)
+    pairs = pairs_of(m)
+    with in_double():
+        before = gradient_products(m, pairs, assign(pairs, 0))
+        for name, parameter in m.model.named_parameters():
+            if "lora_B" in name or "magnitude" in name:
+                parameter.data.add_(torch.rand_like(parameter))
+        after = gradient_products(m, pairs, assign(pairs, 0))
+    assert {before.rules[before.parts[i].parameter] for i in before.indices(dense=True)} == {"linear"}
+    assert {after.rules[after.parts[i].parameter] for i in after.indices(dense=True)} == {UNREAD}
+
+
 def test_frozen_parameters_are_named_and_take_part_when_asked_for():
     m = adapted("llama")
     pairs = pairs_of(m)

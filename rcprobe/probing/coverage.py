@@ -44,7 +44,8 @@ def cover(
 
     The check differentiates a random function of what enters and leaves the head (a head of zeros would hide
     everything under it); a parameter whose factors don't add up is read query by query instead, and a weight under
-    an adapter (``dense``) not at all. It runs once for a model and its parameters.
+    an adapter (``dense``) not at all. It runs once for a model and its parameters, but again where a gradient
+    vanished: a branch that is still closed (an adapter's B of zeros) shows only later what lies behind it.
     """
     known = _COVERED.setdefault(m.model, {})
     dense = dense or []
@@ -53,18 +54,20 @@ def cover(
     if key not in known:
         uses = uses_of(m.model, {id(p): name for name, p in everything})
         with thawed([p for _, p in dense]):
-            plan, sound = _checked(m, everything, uses, queries)
+            plan, telling = _checked(m, everything, uses, queries, adapted=bool(dense))
         plan = replace(plan, rules={**plan.rules, **{n: UNREAD for n, _ in dense if plan.rules[n] == PER_QUERY}})
-        if not sound:
-            return plan  # what a broken weight hides may be sound later
+        if not telling:
+            return plan
         known[key] = plan
     return known[key]
 
 
 def _checked(
-    m: LoadedModel, named: Named, uses: Mapping[str, Sequence[tuple[str, str]]], queries: Sequence[Query]
+    m: LoadedModel, named: Named, uses: Mapping[str, Sequence[tuple[str, str]]], queries: Sequence[Query], adapted: bool
 ) -> tuple[Coverage, bool]:
-    """The coverage, and whether the check's values were finite."""
+    """The coverage, and whether the check will tell the same later: its values finite, no gradient zero that a rule
+    covers (or any, in an ``adapted`` model).
+    """
     modules = dict(m.model.named_modules())
     found = {path: rule_for(modules[path]) for places in uses.values() for path, _ in places}
     # a place without a rule may be a mere second name (the bias of BERT's head); if it isn't, the check tells
@@ -83,10 +86,11 @@ def _checked(
     if _shared(captured, len(sample), length) and _takes_positions(m.model):
         plan = Coverage(rules, tuple(taps), uses, True)
         captured = _captured(m, sample, plan)
-    wrong = _wrong(m, captured, plan, named, len(sample), _shared(captured, len(sample), length))
+    wrong, vanished = _wrong(m, captured, plan, named, len(sample), _shared(captured, len(sample), length))
     rules = {name: PER_QUERY if name in wrong else rule for name, rule in rules.items()}
     kept = dict.fromkeys(path for name, places in uses.items() if rules[name] != PER_QUERY for path, _ in places)
-    return Coverage(rules, tuple(kept), uses, plan.expand_positions), bool(captured.logits.isfinite().all())
+    telling = bool(captured.logits.isfinite().all()) and not (vanished if adapted else vanished - wrong)
+    return Coverage(rules, tuple(kept), uses, plan.expand_positions), telling
 
 
 def factor_gradients(
@@ -144,8 +148,12 @@ def _takes_positions(model: nn.Module) -> bool:
     return "position_ids" in forward_arguments(model)
 
 
-def _wrong(m: LoadedModel, captured: Captured, plan: Coverage, named: Named, n: int, shared: set[str]) -> set[str]:
-    """Parameters whose factors don't add up to autograd's gradient, or that sit in a shared module."""
+def _wrong(
+    m: LoadedModel, captured: Captured, plan: Coverage, named: Named, n: int, shared: set[str]
+) -> tuple[set[str], set[str]]:
+    """Parameters whose factors don't add up to autograd's gradient, that sit in a shared module or in one that these
+    prompts don't reach (an expert); and those whose gradient is zero.
+    """
     unshared = Coverage(plan.rules, tuple(p for p in plan.taps if p not in shared), plan.uses, plan.expand_positions)
     value = _random_function(captured, m)
     parameters = [p for _, p in named]
@@ -154,17 +162,23 @@ def _wrong(m: LoadedModel, captured: Captured, plan: Coverage, named: Named, n: 
     factors = factor_gradients(m, captured, unshared, gradients, Inputs(n))
     scale = max(float(_norm(g)) for g in true)
     tolerance = 5e-2 if m.dtype.itemsize < 4 else 1e-3
-    wrong = set()
+    wrong, vanished = set(), set()
     for (name, parameter), gradient in zip(named, true, strict=True):
-        if any(path in shared for path, _ in plan.uses[name]):
+        places = plan.uses[name]
+        if not gradient.any():
+            vanished.add(name)
+        if any(path in shared for path, _ in places) or not any(captured.calls.get(path) for path, _ in places):
             wrong.add(name)
         elif plan.rules[name] != PER_QUERY:
             total = _total(factors.get(name), parameter)
+            if total.shape != gradient.shape:
+                wrong.add(name)
+                continue
             size = float(_norm(gradient))
             off = float(_norm(total.to(gradient.dtype) - gradient))
             if off > tolerance * size + 1e-7 * scale:
                 wrong.add(name)
-    return wrong
+    return wrong, vanished
 
 
 def _norm(gradient: Tensor) -> Tensor:
@@ -185,4 +199,5 @@ def _total(factor: Factor | None, parameter: nn.Parameter) -> Tensor:
     if isinstance(factor, Outer):
         return factor.formed(parameter.shape[0]).sum(dim=0)
     assert isinstance(factor, Formed)
-    return factor.values.sum(dim=0).reshape(parameter.shape)
+    total = factor.values.sum(dim=0)
+    return total.reshape(parameter.shape) if total.numel() == parameter.numel() else total

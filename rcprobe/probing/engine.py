@@ -18,6 +18,7 @@ from rcprobe.probing.capture import capture
 from rcprobe.probing.captured import Captured
 from rcprobe.probing.cells import CellReading, cell_readings
 from rcprobe.probing.continuation import greedy_to_the_end
+from rcprobe.probing.coverage import UNREAD
 from rcprobe.probing.gradients import GradientProducts, Reader, Scores, gradient_products
 from rcprobe.probing.knockout import Knockout, knock_out
 from rcprobe.probing.parameters import Which
@@ -385,8 +386,9 @@ def _mark_non_finite(seen: Observation) -> Observation:
 def _spread_gradients(seen: Observation, asked: Sequence[int], products: GradientProducts) -> Observation:
     """The products of the asked pairs, at the rows of all; broken pairs named and blanked."""
     excluded = dict(seen.excluded)
+    read = torch.tensor([products.rules.get(part.parameter) != UNREAD for part in products.parts])
     for row, i in enumerate(asked):
-        bad = ~(products.forward_norm2[row].isfinite() & products.reverse_norm2[row].isfinite())
+        bad = read & ~(products.forward_norm2[row].isfinite() & products.reverse_norm2[row].isfinite())
         if bad.any() and i not in excluded:
             excluded[i] = f"non-finite gradient of {products.parts[int(bad.int().argmax())].name}"
 

@@ -175,6 +175,7 @@ def _reached(b: Float[Tensor, "n L O"], x: Rows) -> tuple[Float[Tensor, "n M O"]
 
 def embedding(module: nn.Module, call: Call, gradient: Tensor, inputs: Inputs) -> dict[str, Factor]:
     """y = s·W[id]: row id gets s·b; the padding row gets nothing. The scale s is read off the output."""
+    module = getattr(module, "base_layer", module)
     assert isinstance(module, nn.Embedding)
     ids = call.input.reshape(inputs.n, -1)
     b = _rows(gradient, inputs.n)
@@ -270,7 +271,8 @@ def _sum(b: Float[Tensor, "n L W"], dtype: torch.dtype) -> Float[Tensor, "n W"]:
     what rounding leaves of it would look like a measurement.
     """
     total = b.sum(dim=1)
-    return total.masked_fill(total.abs() <= 16 * torch.finfo(dtype).eps * b.abs().sum(dim=1), 0.0)
+    steps = 16 if dtype.itemsize >= 4 else 1  # sixteen steps of bfloat16 are an eighth of the whole
+    return total.masked_fill(total.abs() <= steps * torch.finfo(dtype).eps * b.abs().sum(dim=1), 0.0)
 
 
 def _rows(values: Tensor, n: int) -> Float[Tensor, "n L W"]:

@@ -124,22 +124,28 @@ def _row_scores(call: AttentionCall, rows: Int[Tensor, "B R"]) -> Float[Tensor, 
     scores = rearrange(scores, "b k (g r) l -> b (k g) r l", r=rows.shape[1])
     if call.softcap is not None:
         scores = call.softcap * torch.tanh(scores / call.softcap)
-    if call.bias is not None:
-        scores = scores + _rows_of(call.bias.to(dtype), rows)
     return scores
 
 
 def _allowed(call: AttentionCall, scores: Float[Tensor, "B H R L"], rows: Int[Tensor, "B R"]) -> tuple[Tensor, Tensor]:
-    """Which keys the rows may attend to [B, H, R, L], and scores with whatever finite the mask adds."""
+    """Which keys the rows may attend to [B, H, R, L], and scores with whatever finite bias and mask add."""
+    within, scores = _added(torch.ones_like(scores, dtype=torch.bool), scores, call.bias, rows)
     if call.mask is None:
         positions = torch.arange(scores.shape[-1], device=rows.device)
         allowed = positions <= rows[:, None, :, None] if call.causal else torch.ones_like(scores[:1, :1, :1]) > 0
-        return allowed.expand(scores.shape), scores
-    mask = _rows_of(call.mask, rows)
-    if mask.dtype == torch.bool:
-        return mask.expand(scores.shape), scores
-    allowed = mask > torch.finfo(mask.dtype).min / 2
-    return allowed.expand(scores.shape), scores + mask.to(scores.dtype).masked_fill(~allowed, 0.0)
+        return allowed & within, scores
+    if call.mask.dtype == torch.bool:
+        return _rows_of(call.mask, rows) & within, scores
+    return _added(within, scores, call.mask, rows)
+
+
+def _added(allowed: Tensor, scores: Tensor, table: Tensor | None, rows: Int[Tensor, "B R"]) -> tuple[Tensor, Tensor]:
+    """What stays allowed, and scores plus the table's entries; an entry of −∞ (or the lowest number) forbids."""
+    if table is None:
+        return allowed, scores
+    found = _rows_of(table, rows)
+    finite = found > torch.finfo(found.dtype).min / 2
+    return allowed & finite, scores + found.to(scores.dtype).masked_fill(~finite, 0.0)
 
 
 def _rows_of(table: Tensor, rows: Int[Tensor, "B R"]) -> Tensor:

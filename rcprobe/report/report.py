@@ -233,7 +233,7 @@ def build(
             both = [(a, b) for a, b in zip(last, first, strict=True) if a is not None and b is not None]
             findings = find(metric, [a for a, _ in both], [b for _, b in both], dataset.replicate) if both else ()
             if not both:
-                reasons = finished[0].steps[-1].skipped if finished else {}
+                reasons = {**finished[0].steps[0].skipped, **finished[0].steps[-1].skipped} if finished else {}
                 skipped[name] = reasons.get(f"{metric.name} ({pairing})", "no seed finished")
             found[name] = (metric, pairing, findings)
     signatures = judge_all(
@@ -252,7 +252,7 @@ def build(
     notes += [
         f"seed {run.seed}: {name}: {reason}"
         for run in finished
-        for name, reason in run.steps[-1].skipped.items()
+        for name, reason in {**run.steps[0].skipped, **run.steps[-1].skipped}.items()
         if "raised" in reason and name in judged
     ]
     accuracy: dict[str, dict[str, tuple[tuple[float, float], ...]]] = {}
