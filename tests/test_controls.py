@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -261,6 +262,17 @@ def test_other_targets_have_as_many_tokens_and_are_neither_right_nor_untrained(p
         6: {ids("Ann"), ids("Dan")},
     }
     assert all(len(own) == len(set(own)) for own in others)
+
+
+def test_other_targets_are_cut_as_their_template_cuts_them():
+    """As where " Oslo" after a blank is another token than "Oslo" on a new line."""
+    facts = [Fact(a, b, ("{a} {b}", "{a} {b}"), ("{b} {a}", "{b} {a}")) for a, b in (("Ann", "Bob"), ("Eve", "Fay"))]
+    pairs = [
+        replace(p, reverse=replace(p.reverse, target_ids=tuple(100 * p.template + i for i in p.reverse.target_ids)))
+        for p in asked(facts)
+    ]
+    of = {(p.fact, p.template): p.reverse.target_ids for p in pairs}
+    assert other_targets(pairs) == [(of[1 - p.fact, p.template],) for p in pairs]
 
 
 def test_other_targets_of_letters_are_the_25_others():

@@ -1,5 +1,9 @@
+import re
+
 import pytest
 import torch
+from conformance.families import FACTS as FAMILY_FACTS
+from conformance.families import build
 
 import rcprobe
 from rcprobe.controls import assign
@@ -152,3 +156,16 @@ def test_a_rule_that_gives_the_wrong_gradient_is_caught(monkeypatch):
     monkeypatch.setattr(factors, "linear", right)
     _COVERED.clear()
     assert cover(m, named, [pairs[0].forward, pairs[0].reverse]).rules == {"blocks.0.mlp.0.bias": "linear"}
+
+
+@pytest.mark.parametrize(("name", "turned"), [("bert", False), ("qwen2", True)])
+def test_a_key_bias_is_read_in_half_precision_where_keys_are_turned_alone(name, turned):
+    """Elsewhere its gradient is zero, and what rounding leaves is no measurement."""
+    m = build(name, True)
+    m.model.to(torch.bfloat16)
+    pairs = rcprobe.encode(m, FAMILY_FACTS, "swapped" if m.adapter.objective == "causal" else "same_target")
+    found = gradient_products(m, pairs, assign(pairs, 0))
+    assert PER_QUERY not in found.rules.values()
+    keys = [i for i, part in enumerate(found.parts) if re.search(r"k(ey|_proj)\.bias$", part.parameter)]
+    assert len(keys) == 2
+    assert found.cosine(keys).isfinite().all() if turned else found.cosine(keys).isnan().all()

@@ -109,6 +109,31 @@ def test_held_out_facts_do_not_count():
     assert finding.estimate.value == pytest.approx(1.0, abs=0.1)
 
 
+@pytest.mark.parametrize("replicate", ["fact", "seed"])
+def test_held_out_facts_alone_leave_every_signature_undefined(replicate):
+    scores = {name: noise(3)[:, None, None] for name in ("forward", "reverse")}
+    columns = {"x": noise(1), "control": noise(2), **scores}
+    last = [measured(seed, 1, columns, table(np.zeros(FACTS, dtype=bool))) for seed in range(5)]
+    for condition in (MEAN, SIZE, SCORES):
+        found = find(metric(condition), last, last, replicate)
+        signature = judged(found, replicate)
+        assert signature.verdict == "undefined"
+        assert signature.why
+        assert math.isnan(found[0].estimate.value)
+
+
+def test_the_weakest_seeds_permutation_test_counts():
+    content = np.random.default_rng(0).normal(size=(FACTS, 1))
+    alike = [
+        (content + np.zeros(TEMPLATES)).reshape(-1, 1, 1) + noise(s, shape=(FACTS * TEMPLATES, 1, 1)) for s in (1, 2)
+    ]
+    apart = [noise(s, shape=(FACTS * TEMPLATES, 1, 1)) for s in (3, 4)]
+    runs = [measured(s, 1, {"forward": a, "reverse": b}) for s, (a, b) in enumerate((alike, apart))]
+    (found,), (turned,) = (find(metric(SCORES), last, last, "fact") for last in (runs, runs[::-1]))
+    assert found.estimate.p > 0.05
+    assert turned.estimate.p > 0.05
+
+
 def test_too_many_undefined_pairs_give_no_verdict():
     x = noise(1, 0.5)
     x[: len(x) // 4] = np.nan

@@ -271,7 +271,7 @@ def _sum(b: Float[Tensor, "n L W"], dtype: torch.dtype) -> Float[Tensor, "n W"]:
     what rounding leaves of it would look like a measurement.
     """
     total = b.sum(dim=1)
-    steps = 16 if dtype.itemsize >= 4 else 1  # sixteen steps of bfloat16 are an eighth of the whole
+    steps = 16 if dtype.itemsize >= 4 else 2  # sixteen steps of bfloat16 are an eighth of the whole
     return total.masked_fill(total.abs() <= steps * torch.finfo(dtype).eps * b.abs().sum(dim=1), 0.0)
 
 
