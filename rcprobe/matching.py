@@ -25,7 +25,7 @@ def match(text: str, answers: Sequence[str], *, cased: bool = False) -> Match:
     ``cased`` keeps upper and lower case apart, where they tell answers from evidence.
     """
     found, wanted = _folded(text, cased), [folded for answer in answers if (folded := _folded(answer, cased))]
-    loose, bare = _bare(found), [_bare(answer) for answer in wanted]
+    loose, bare = _bare(found), [words for answer in wanted if (words := _bare(answer))]
     return Match(
         exact=found in wanted,
         loose=loose in bare,

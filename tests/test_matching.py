@@ -8,6 +8,11 @@ RIGHT = Match(True, True, True, True)
 WRONG = Match(False, False, False, False)
 
 
+def test_an_answer_of_marks_alone_is_written_as_it_stands_or_not_at_all():
+    assert match("", ["?!"]) == match("Oslo.", ["?!"]) == WRONG
+    assert match(" ?! ", ["?!"]) == Match(True, False, False, False)
+
+
 def test_case_tells_answers_apart_where_it_must():
     assert match("D", ["d"], cased=True) == WRONG
     assert match(" d.", ["d"], cased=True) == Match(False, True, True, True)
