@@ -24,7 +24,7 @@ from rcprobe_plugins.studies.fast_trainer import record
 STEPS, EVERY = 3000, 250
 LIGHT = (0.5, 0.3, 0.2, 0.1)  # how much a placeholder counts, where a letter counts 1
 
-# options of the model, and what differs from the study's own recipe
+# options of the model, and what differs from the study's own recipe for length 10
 RECIPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "base": ({}, {}),
     **{f"light-{weight}": ({}, {"objective": f"light-{weight}"}) for weight in LIGHT},
