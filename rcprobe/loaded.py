@@ -100,6 +100,7 @@ class LoadedModel:
     def replace_model(self, model: nn.Module) -> None:
         """Put another module in the model's place: itself under adapters, or without them."""
         self.model = model
+        self._wrapped = None  # it would keep the model that was replaced
 
     def fingerprint(self) -> str:
         """SHA-256 over every parameter's name, shape, dtype and bytes."""

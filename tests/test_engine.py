@@ -876,6 +876,19 @@ def test_a_bias_that_hides_evidence_is_no_broken_score():
     assert found.log_probs.isfinite().all()
 
 
+def test_an_undefined_bias_takes_its_pair_out():
+    class Broken(Wall):
+        def bias(self, length):
+            return super().bias(length) * 0.0  # 0·∞
+
+    model = weights("radd rope")
+    model.encoding = Broken(16, 2, 32)
+    facts = [Fact("a", "B", "{a}00{b}0", "{b}0{a}")]
+    m = loaded("radd rope", model)
+    found = observe(m, pairs_of(m, facts), read={"scores"})
+    assert found.excluded == {0: "non-finite attention score at layer 0"}
+
+
 def test_an_infinite_score_takes_its_pair_out():
     m = loaded("radd rope", weights("radd rope"))
     with torch.no_grad():

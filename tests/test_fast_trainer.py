@@ -100,9 +100,16 @@ class Dropping(Encoding):
         return self.dropout(x)
 
 
+class Louder(Encoding):
+    """Another map in training, with nothing drawn."""
+
+    def embed(self, x):
+        return 2 * x if self.training else x
+
+
 OWN = {
     "learned": Learned, "by token": ByToken, "normalised": Normalised, "clamped": Clamped, "drawn": Drawn,
-    "frozen": Frozen, "dropping": Dropping,
+    "frozen": Frozen, "dropping": Dropping, "louder": Louder,
 }  # fmt: skip
 
 
@@ -149,6 +156,15 @@ def test_every_objective_gives_the_plain_trainers_numbers(objective, maskable):
     (recording,) = record([copy.deepcopy(m)], FACTS, config, [1])
     (stop, last) = list(plain(m, 1, config))[-1]
     assert recording.stops[-1][0].loss == pytest.approx(stop.loss, rel=1e-9)
+    weights = nn.utils.parameters_to_vector(last)
+    torch.testing.assert_close(torch.from_numpy(recording.stops[-1][1]), weights, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("encoding", ["louder", "drawn", "clamped"])
+def test_a_seeds_numbers_do_not_depend_on_how_many_there_are(encoding):
+    m = tiny("radd", encoding, 3, depth=1)
+    (recording,) = record([copy.deepcopy(m)], FACTS, CONFIG, [3])
+    (_, last) = list(plain(m, 3))[-1]
     weights = nn.utils.parameters_to_vector(last)
     torch.testing.assert_close(torch.from_numpy(recording.stops[-1][1]), weights, rtol=1e-9, atol=1e-9)
 

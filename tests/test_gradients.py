@@ -7,7 +7,7 @@ from conformance.families import build
 
 import rcprobe
 from rcprobe.controls import assign
-from rcprobe.probing.coverage import _COVERED, PER_QUERY, cover
+from rcprobe.probing.coverage import _COVERED, PER_QUERY, UNMET, cover
 from rcprobe.probing.factors import Formed, Grams, OneHot, Outer, Rows, split
 from rcprobe.probing.gradients import gradient_products
 from rcprobe.probing.plain_gradients import plain_products
@@ -92,39 +92,71 @@ def test_a_parameter_that_no_module_call_shows_is_read_query_by_query():
 
 
 class Scaled(torch.nn.Module):
-    """A scalar gain, and an expert for what the first query doesn't hold."""
+    """A scalar gain, an expert for prompts that hold a certain token's row, and one for nobody."""
 
-    def __init__(self, inner):
+    def __init__(self, inner, row):
         super().__init__()
-        self.inner = inner
+        self.inner, self.row = inner, row
         self.weight = torch.nn.Parameter(torch.tensor([1.5], dtype=torch.float64))
-        self.expert = torch.nn.Linear(8, 8, bias=False, dtype=torch.float64)
-        self.calls = 0
+        self.expert, self.idle = (torch.nn.Linear(8, 8, bias=False, dtype=torch.float64) for _ in range(2))
 
     def forward(self, x):
-        self.calls += 1
-        routed = x if self.calls == 1 else x + self.expert(x[:, 1:2])
-        return self.inner(routed) * self.weight
+        theirs = torch.isclose(x, self.row).all(dim=-1).any(dim=-1)
+        if theirs.any():
+            x = x.index_put((theirs,), x[theirs] + self.expert(x[theirs]))
+        return self.inner(x) * self.weight
+
+
+class Marking(torch.nn.Module):
+    """Attention that gives nothing, so that a token's row stays what it was."""
+
+    def forward(self, x, *args, **kwargs):
+        return torch.zeros_like(x), None
 
 
 def test_what_the_check_does_not_meet_or_no_rule_fits_is_read_query_by_query():
-    m = rcprobe.load("radd", options={"width": 8, "max_length": 8}, dtype="float64")
+    m = rcprobe.load("radd", options={"width": 8, "max_length": 8, "encoding": "nope"}, dtype="float64")
     m.adapter.groups = {**m.adapter.groups, r"\.mlp\.": "mlp"}
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in m.model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-    m.model.blocks[0].mlp = Scaled(m.model.blocks[0].mlp)
     pairs = rcprobe.encode(m, FACTS)
+    block = m.model.blocks[0]
+    late = pairs[-1].forward  # the last fact's evidence, which the check's queries don't hold
+    evidence = torch.tensor(late.input_ids[late.evidence_positions[0]])
+    with torch.no_grad():
+        row = block.norm2(m.model.embed_tokens(evidence))
+    block.attention = Marking()
+    block.mlp = Scaled(block.mlp, row)
     named = [(name, p) for name, p in m.model.named_parameters() if name.startswith("blocks.0.mlp.")]
-    rules = cover(m, named, [pairs[0].forward, pairs[0].reverse]).rules
-    assert [name for name, rule in rules.items() if rule == PER_QUERY] == [
-        "blocks.0.mlp.weight", "blocks.0.mlp.expert.weight"
-    ]  # fmt: skip
-    controls = assign(pairs, 0)
-    found = gradient_products(m, pairs, controls)
-    true = plain_products(m, pairs, controls, found.parts)
+    found = gradient_products(m, pairs, assign(pairs, 2))
+    mine = {name.removeprefix("blocks.0.mlp."): found.rules[name] for name, _ in named if "inner" not in name}
+    assert mine == {"weight": PER_QUERY, "expert.weight": UNMET, "idle.weight": UNMET}
+    true = plain_products(m, pairs, assign(pairs, 2), found.parts)
     torch.testing.assert_close(found.inner, true[:, 0], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(found.control_inner, true[:, 3::2], rtol=1e-9, atol=1e-12, equal_nan=True)
+    (expert,) = (i for i, part in enumerate(found.parts) if part.parameter == "blocks.0.mlp.expert.weight")
+    assert (found.forward_norm2[:, expert] > 0).sum() == 3  # the last fact's placements
+
+
+def test_an_exchanged_module_is_checked_anew():
+    class Doubled(torch.nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    m = rcprobe.load("radd", options={"width": 8, "max_length": 8}, dtype="float64")
+    torch.nn.init.normal_(m.model.lm_head.weight)
+    pairs = rcprobe.encode(m, FACTS)[:3]
+    before = gradient_products(m, pairs, assign(pairs, 0))
+    old = m.model.blocks[0].mlp[0]
+    new = Doubled(8, 32, dtype=torch.float64)
+    new.weight, new.bias = old.weight, old.bias
+    m.model.blocks[0].mlp[0] = new
+    after = gradient_products(m, pairs, assign(pairs, 0))
+    true = plain_products(m, pairs, assign(pairs, 0), after.parts)
+    assert not torch.allclose(before.inner, after.inner)
+    torch.testing.assert_close(after.inner, true[:, 0], rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("length", [2, 3, 4])

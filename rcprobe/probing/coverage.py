@@ -1,5 +1,6 @@
 """How each parameter's gradients will be read, settled once a model, and checked before any product is formed."""
 
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from weakref import WeakKeyDictionary
@@ -17,6 +18,7 @@ from rcprobe.probing.parameters import Named, thawed
 
 PER_QUERY = "gradient of each query"
 UNREAD = "none fits what its adapter does"
+UNMET = "gradient of each query of a batch that reaches it"
 
 
 @dataclass(frozen=True)
@@ -24,17 +26,30 @@ class Coverage:
     """How gradients are read.
 
     ``rules`` maps each parameter to its rule; those under ``PER_QUERY`` take a backward pass a query (no rule fits
-    them, or the rule's gradient wasn't the true one). ``taps`` are the modules to read, ``uses`` the places that
-    hold a parameter.
+    them, or the rule's gradient wasn't the true one), those under ``UNMET`` too, but where a batch runs their module
+    alone: the check's prompts didn't, as some experts' and an image tower's. ``taps`` are the modules to read,
+    ``watched`` those of ``UNMET``, ``uses`` the places that hold a parameter.
     """
 
     rules: Mapping[str, str]
     taps: tuple[str, ...]
     uses: Mapping[str, Sequence[tuple[str, str]]]
     expand_positions: bool
+    watched: tuple[str, ...] = ()
+
+    def read_one_by_one(self, captured: Captured) -> set[str]:
+        """The parameters that take a backward pass for each query of this batch."""
+        return {
+            name
+            for name, rule in self.rules.items()
+            if rule == PER_QUERY or (rule == UNMET and any(captured.calls.get(path) for path, _ in self.uses[name]))
+        }
 
 
-_COVERED: WeakKeyDictionary[nn.Module, dict[tuple[tuple[str, int], ...], Coverage]] = WeakKeyDictionary()
+Modules = Sequence[weakref.ref[nn.Module]]
+_COVERED: WeakKeyDictionary[nn.Module, dict[tuple[tuple[str, int], ...], tuple[Modules, Coverage]]] = (
+    WeakKeyDictionary()
+)
 
 
 def cover(
@@ -48,18 +63,21 @@ def cover(
     vanished: a branch that is still closed (an adapter's B of zeros) shows only later what lies behind it.
     """
     known = _COVERED.setdefault(m.model, {})
+    modules = [weakref.ref(module) for module in m.model.modules()]
     dense = dense or []
     everything = [*named, *dense]
     key = tuple((name, id(parameter)) for name, parameter in everything)
-    if key not in known:
+    if key not in known or known[key][0] != modules:
         uses = uses_of(m.model, {id(p): name for name, p in everything})
         with thawed([p for _, p in dense]):
             plan, telling = _checked(m, everything, uses, queries, adapted=bool(dense))
-        plan = replace(plan, rules={**plan.rules, **{n: UNREAD for n, _ in dense if plan.rules[n] == PER_QUERY}})
+        plan = replace(
+            plan, rules={**plan.rules, **{n: UNREAD for n, _ in dense if plan.rules[n] in (PER_QUERY, UNMET)}}
+        )
         if not telling:
             return plan
-        known[key] = plan
-    return known[key]
+        known[key] = (modules, plan)
+    return known[key][1]
 
 
 def _checked(
@@ -87,10 +105,16 @@ def _checked(
         plan = Coverage(rules, tuple(taps), uses, True)
         captured = _captured(m, sample, plan)
     wrong, vanished = _wrong(m, captured, plan, named, len(sample), _shared(captured, len(sample), length))
-    rules = {name: PER_QUERY if name in wrong else rule for name, rule in rules.items()}
-    kept = dict.fromkeys(path for name, places in uses.items() if rules[name] != PER_QUERY for path, _ in places)
-    telling = bool(captured.logits.isfinite().all()) and not (vanished if adapted else vanished - wrong)
-    return Coverage(rules, tuple(kept), uses, plan.expand_positions), telling
+    unmet = {
+        name
+        for name, places in uses.items()
+        if rules[name] != PER_QUERY and not any(captured.calls.get(path) for path, _ in places)
+    }
+    rules = {n: UNMET if n in unmet else PER_QUERY if n in wrong else rule for n, rule in rules.items()}
+    kept = dict.fromkeys(p for n, places in uses.items() if rules[n] not in (PER_QUERY, UNMET) for p, _ in places)
+    watched = dict.fromkeys(path for name in uses if name in unmet for path, _ in uses[name])
+    telling = bool(captured.logits.isfinite().all()) and not (vanished if adapted else vanished - wrong - unmet)
+    return Coverage(rules, tuple(kept), uses, plan.expand_positions, tuple(watched)), telling
 
 
 def factor_gradients(
@@ -108,7 +132,7 @@ def factor_gradients(
     return {
         name: combine([factor for place in places for factor in pieces.get(place, [])])
         for name, places in plan.uses.items()
-        if plan.rules[name] not in (PER_QUERY, UNREAD) and any(pieces.get(place) for place in places)
+        if plan.rules[name] not in (PER_QUERY, UNREAD, UNMET) and any(pieces.get(place) for place in places)
     }
 
 
@@ -151,8 +175,8 @@ def _takes_positions(model: nn.Module) -> bool:
 def _wrong(
     m: LoadedModel, captured: Captured, plan: Coverage, named: Named, n: int, shared: set[str]
 ) -> tuple[set[str], set[str]]:
-    """Parameters whose factors don't add up to autograd's gradient, that sit in a shared module or in one that these
-    prompts don't reach (an expert); and those whose gradient is zero.
+    """Parameters whose factors don't add up to autograd's gradient, or that sit in a shared module; and those whose
+    gradient is zero.
     """
     unshared = Coverage(plan.rules, tuple(p for p in plan.taps if p not in shared), plan.uses, plan.expand_positions)
     value = _random_function(captured, m)
@@ -167,7 +191,7 @@ def _wrong(
         places = plan.uses[name]
         if not gradient.any():
             vanished.add(name)
-        if any(path in shared for path, _ in places) or not any(captured.calls.get(path) for path, _ in places):
+        if any(path in shared for path, _ in places):
             wrong.add(name)
         elif plan.rules[name] != PER_QUERY:
             total = _total(factors.get(name), parameter)

@@ -238,7 +238,7 @@ def split(factor: Factor, count: int, axis: int) -> list[Factor]:
         return [factor]
     if isinstance(factor, Formed):
         values = factor.values
-        if values.shape[1:] == (1,):  # one number stands for all: no gradient, or none that can be read
+        if values[:1].numel() <= 1:  # one number stands for all: no gradient, or none that can be read
             return [factor] * count
         return [Formed(part) for part in values.chunk(count, dim=1 + axis if values.ndim > 2 else 1)]
     parts: list[list[tuple[Side, Side]]] = [[] for _ in range(count)]

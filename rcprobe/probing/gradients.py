@@ -21,7 +21,7 @@ from rcprobe.loaded import LoadedModel
 from rcprobe.probing.batch import Batch, collate, relabelled
 from rcprobe.probing.capture import capture
 from rcprobe.probing.captured import Captured, log_softmax, negative_log_prob
-from rcprobe.probing.coverage import PER_QUERY, UNREAD, Coverage, cover, factor_gradients, output_gradients
+from rcprobe.probing.coverage import UNMET, UNREAD, Coverage, cover, factor_gradients, output_gradients
 from rcprobe.probing.factors import Factor, Formed, Grams, Inputs, shrink, split
 from rcprobe.probing.parameters import Named, Part, Which, chosen, output_axis, parameter_parts
 from rcprobe.probing.plain_gradients import query_gradients
@@ -234,7 +234,7 @@ class PairFactors:
             m,
             batch,
             scores=scores is not None,
-            taps=plan.taps,
+            taps=(*plan.taps, *plan.watched),
             expand_positions=plan.expand_positions,
             layers=self.layers,
         )
@@ -248,11 +248,13 @@ class PairFactors:
             value = (negative_log_prob(log_probs, batch) * lift).sum()
             gradients = output_gradients(value, captured, plan, keep=k < len(rounds))
             factors = factor_gradients(m, captured, plan, gradients, inputs)
-            found.append(Factors(self._parts(factors, labelled, lift), lift))
+            found.append(Factors(self._parts(factors, labelled, lift, plan.read_one_by_one(captured)), lift))
         return found
 
-    def _parts(self, factors: dict[str, Factor], queries: list[Query], lift: Float[Tensor, " n"]) -> list[Factor]:
-        rest = [(name, p) for name, p in self.named if self.plan.rules[name] == PER_QUERY]
+    def _parts(
+        self, factors: dict[str, Factor], queries: list[Query], lift: Float[Tensor, " n"], one_by_one: set[str]
+    ) -> list[Factor]:
+        rest = [(name, p) for name, p in self.named if name in one_by_one]
         if rest:
             formed = [query_gradients(self.m, query, [p for _, p in rest]) for query in queries]
             lifted = [torch.stack([g[i] * s for g, s in zip(formed, lift, strict=True)]) for i in range(len(rest))]
@@ -264,8 +266,10 @@ class PairFactors:
         pieces: dict[str, list[Factor]] = {}
         whole = {part.parameter: part.count for part in self.parts}
         for name, parameter in self.named:
-            unknown = torch.nan if self.plan.rules[name] == UNREAD else 0.0
-            factor = factors.get(name, Formed(torch.full((n, 1), unknown, device=parameter.device)))
+            rule = self.plan.rules[name]
+            blank = (n, *[1] * (parameter.ndim if rule == UNMET else 1))  # formed for those queries that reach it
+            unknown = torch.full(blank, torch.nan if rule == UNREAD else 0.0, device=parameter.device)
+            factor = factors.get(name, Formed(unknown))
             cut = split(factor, whole[name], output_axis(self.m.model, name))
             pieces[name] = [shrink(piece, self.length) for piece in cut]
         return [pieces[part.parameter][part.index] for part in self.parts]

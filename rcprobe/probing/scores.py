@@ -144,8 +144,8 @@ def _added(allowed: Tensor, scores: Tensor, table: Tensor | None, rows: Int[Tens
     if table is None:
         return allowed, scores
     found = _rows_of(table, rows)
-    finite = found > torch.finfo(found.dtype).min / 2
-    return allowed & finite, scores + found.to(scores.dtype).masked_fill(~finite, 0.0)
+    forbidden = found <= torch.finfo(found.dtype).min / 2  # NaN forbids nothing: it is a broken score
+    return allowed & ~forbidden, scores + found.to(scores.dtype).masked_fill(forbidden, 0.0)
 
 
 def _rows_of(table: Tensor, rows: Int[Tensor, "B R"]) -> Tensor:

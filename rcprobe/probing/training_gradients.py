@@ -14,7 +14,7 @@ from rcprobe.loaded import LoadedModel, evaluating
 from rcprobe.probing.batch import Batch
 from rcprobe.probing.capture import capture
 from rcprobe.probing.captured import log_softmax, model_inputs, target_rows
-from rcprobe.probing.coverage import PER_QUERY, cover, factor_gradients, output_gradients
+from rcprobe.probing.coverage import cover, factor_gradients, output_gradients
 from rcprobe.probing.factors import Formed, Inputs
 from rcprobe.probing.gradients import Factors, PairFactors
 from rcprobe.probing.parameters import Which, chosen, parameter_parts
@@ -61,10 +61,12 @@ def _training_factors(m: LoadedModel, both: PairFactors, pairs: Sequence[QueryPa
     """A statement's draws lie side by side, so the sum over positions that every factor is runs over them too."""
     batch, weights = _statements(m, pairs, draws)
     plan, inputs = both.plan, Inputs(len(pairs))
-    captured = capture(m, batch, scores=False, taps=plan.taps, expand_positions=plan.expand_positions)
+    taps = (*plan.taps, *plan.watched)
+    captured = capture(m, batch, scores=False, taps=taps, expand_positions=plan.expand_positions)
     value = (_losses(m, captured.logits, batch) * weights).sum()
     factors = factor_gradients(m, captured, plan, output_gradients(value, captured, plan, keep=False), inputs)
-    rest = [(name, p) for name, p in both.named if plan.rules[name] == PER_QUERY]
+    one_by_one = plan.read_one_by_one(captured)
+    rest = [(name, p) for name, p in both.named if name in one_by_one]
     if rest:
         formed = [_formed(m, [pair], draws, [p for _, p in rest]) for pair in pairs]
         for i, (name, _) in enumerate(rest):

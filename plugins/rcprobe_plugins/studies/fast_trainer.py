@@ -17,7 +17,7 @@ from torch.func import functional_call
 
 from rcprobe.errors import TrainingError, UsageError
 from rcprobe.facts import Fact
-from rcprobe.loaded import LoadedModel
+from rcprobe.loaded import LoadedModel, evaluating
 from rcprobe.training import Checkpoint, TrainConfig, train
 from rcprobe.training.objectives import Statements, objective_of, weighted_cross_entropy
 from rcprobe.training.statements import forward_statements, maskable_tokens
@@ -73,7 +73,8 @@ def record(
         raise UsageError("adapters and a choice of rates need rcprobe.run; a study trains every weight at one rate")
     ids, real = forward_statements(models[0], facts)
     if config.precision is None and bool(real.all()) and _stackable(models, ids[: config.batch_size]):
-        return _side_by_side(models, facts, config, seeds, progress)
+        with evaluating(models[0].model):
+            return _side_by_side(models, facts, config, seeds, progress)
     return [
         _alone(m, facts, config, seed, _part(progress, number, len(seeds)))
         for number, (m, seed) in enumerate(zip(models, seeds, strict=True))
@@ -154,6 +155,7 @@ def _stackable(models: Sequence[LoadedModel], ids: Int[Tensor, "B L"]) -> bool:
     """
     return all(
         isinstance(m.model, TinyModel)
+        and not m.config.dropout  # a small one drops nothing of a small try
         and all(p.requires_grad for p in m.model.parameters())
         and _agree(models[0], m, ids, None)
         for m in models
@@ -179,12 +181,15 @@ def _agree(stacked: LoadedModel, m: LoadedModel, ids: Int[Tensor, "B L"], masks:
         at = at[ids.flatten() == masks.mask_id]
     weights = _moved(m)
     one = {name: w[0] for name, w in weights.items()}
-    was_training = m.model.training
+    modes = {part: part.training for part in m.model.modules()}
     m.model.train()
-    with torch.no_grad(), torch.random.fork_rng():
-        expected = functional_call(m.model, one, kwargs={"input_ids": ids}, tie_weights=False).logits.flatten(0, 1)
-        found = logits(stacked.model, weights, ids[None], at[None], masks)[0]
-    m.model.train(was_training)
+    with torch.no_grad():
+        with torch.random.fork_rng([m.device] if m.device.type == "cuda" else []):
+            expected = functional_call(m.model, one, kwargs={"input_ids": ids}, tie_weights=False).logits.flatten(0, 1)
+        for part, mode in modes.items():
+            part.training = mode
+        with evaluating(stacked.model):  # as it trains
+            found = logits(stacked.model, weights, ids[None], at[None], masks)[0]
     return torch.allclose(expected[at], found, rtol=1e-3, atol=1e-3, equal_nan=True)
 
 
