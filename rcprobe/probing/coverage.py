@@ -107,13 +107,13 @@ def _checked(
     wrong, vanished = _wrong(m, captured, plan, named, len(sample), _shared(captured, len(sample), length))
     unmet = {
         name
-        for name, places in uses.items()
-        if rules[name] != PER_QUERY and not any(captured.calls.get(path) for path, _ in places)
+        for name in vanished
+        if rules[name] != PER_QUERY and not any(captured.calls.get(path) for path, _ in uses[name])
     }
     rules = {n: UNMET if n in unmet else PER_QUERY if n in wrong else rule for n, rule in rules.items()}
     kept = dict.fromkeys(p for n, places in uses.items() if rules[n] not in (PER_QUERY, UNMET) for p, _ in places)
     watched = dict.fromkeys(path for name in uses if name in unmet for path, _ in uses[name])
-    telling = bool(captured.logits.isfinite().all()) and not (vanished if adapted else vanished - wrong - unmet)
+    telling = bool(captured.logits.isfinite().all()) and not (vanished if adapted else vanished - wrong)
     return Coverage(rules, tuple(kept), uses, plan.expand_positions, tuple(watched)), telling
 
 
