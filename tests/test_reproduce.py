@@ -4,6 +4,7 @@ import csv
 import json
 import math
 from io import StringIO
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -154,6 +155,28 @@ def test_files_are_all_written_and_can_be_read(tmp_path, reports):
     assert "http" not in page.split("</style>")[1].replace("http://www.w3.org", "")
     assert (tmp_path / "tab1-figures" / "correlation.svg").exists()
     assert (tmp_path / "tab1.tex").read_text().count(r"\begin{tabular}") == len(sheet.grids)
+
+
+def test_who_fell_again_is_said_in_one_sentence(reports, monkeypatch):
+    along = {ROPE: {0: [0.0], 3: [80.0, 60.0], 6: [20.0, 40.0]}, ALIBI: {0: [0.0], 3: [50.0], 6: [46.0]}, ARM: {}}
+    monkeypatch.setattr(one_layer_tables, "accuracies", lambda report, setting, *_: along[setting])
+    (said,) = one_layer_tables._moves(reports)
+    assert said.endswith("falls again: rope, L = 4 70 % at step 3, 30 % at step 6.")
+    assert one_layer_tables._moves({ALIBI: reports[ALIBI], ARM: reports[ARM]}) == []
+
+
+def test_models_of_one_verdict_are_named_together():
+    def judged(verdict, why=""):
+        return SimpleNamespace(signatures={"storage": SimpleNamespace(title="storage", verdict=verdict, why=why)})
+
+    other = Setting("radd", "nope", 4)
+    found = {ROPE: judged("open", "a"), ALIBI: judged("identity", "b"), other: judged("identity", "b")}
+    assert one_layer_tables._because(found) == [
+        "rope, L = 4: storage open (a).",
+        "alibi, L = 4; nope, L = 4: storage identity (b).",
+    ]
+    found[ALIBI] = judged("open", "c")
+    assert one_layer_tables._because(found)[0] == "rope, L = 4; alibi, L = 4: storage open."  # each has its own reason
 
 
 def test_a_ragged_table_is_refused_before_anything_is_printed():

@@ -22,6 +22,7 @@ from rcprobe_plugins.studies.one_layer_figures import figures
 from rcprobe_plugins.studies.published import published
 
 FULL = "full vocabulary"
+FALL = 5.0  # percentage points under which a mean is called steady
 WHY = ("storage", "attention_correlation", "gradient_alignment")
 Paper = Mapping[Setting, tuple[float, float]]
 Reports = Mapping[Setting, Report]
@@ -74,8 +75,7 @@ def fig3(reports: Reports) -> Sheet:
 
 def _sheet(key: str, title: str, reports: Reports, paper: Paper) -> Sheet:
     grids = (_outcome(reports, paper), _why(reports), _training(reports), _seeds(reports))
-    moves = (_moves(setting, report) for setting, report in reports.items())
-    answer = (_whole(reports), *(said for said in moves if said), *_because(reports))
+    answer = (_whole(reports), *_moves(reports), *_because(reports))
     return Sheet(key, title, answer, grids, tuple(rows(reports)), (*notes(reports), *EXPLAINED), figures(reports))
 
 
@@ -175,24 +175,33 @@ def _order(reports: Reports) -> str:
     )
 
 
-def _moves(setting: Setting, report: Report) -> str:
-    """How far reverse accuracy depends on when training stops; empty where it hardly does."""
-    found = accuracies(report, setting, FULL, "reverse")
-    means = {step: float(np.mean(values)) for step, values in found.items() if step}
-    if not means or max(means.values()) - min(means.values()) < 5:
-        return ""
-    path = ", ".join(f"{value:.0f} at step {step}" for step, value in means.items())
-    return f"{setting.label}: reverse accuracy over the full vocabulary depends on when one stops: {path}."
+def _moves(reports: Reports) -> list[str]:
+    """Whose reverse accuracy fell again along training, in one sentence; none where nobody's did."""
+    said = []
+    for setting, report in reports.items():
+        found = accuracies(report, setting, FULL, "reverse")
+        means = {step: float(np.mean(values)) for step, values in found.items()}
+        if not means:
+            continue
+        best, last = max(means, key=lambda step: means[step]), max(means)
+        if means[best] - means[last] >= FALL:
+            said.append(f"{setting.label} {means[best]:.0f} % at step {best}, {means[last]:.0f} % at step {last}")
+    return [f"Over the full vocabulary it depends on when one stops, and falls again: {'; '.join(said)}."] * bool(said)
 
 
 def _because(reports: Reports) -> list[str]:
-    """Each model's verdicts on what transfer would need, and the reason where one needs it."""
-    said = []
+    """The verdicts on what transfer would need, each with its models; a reason, where they have one in common."""
+    alike: dict[str, dict[str, str]] = {}
     for setting, report in reports.items():
         signatures = [s for name, s in report.signatures.items() if name in WHY]
         verdicts = ", ".join(f"{s.title} {s.verdict}" for s in signatures)
         whys = dict.fromkeys(s.why for s in signatures if s.why)
-        said.append(f"{setting.label}: {verdicts}" + (f" ({'; '.join(whys)})." if whys else "."))
+        alike.setdefault(verdicts, {})[setting.label] = "; ".join(whys)
+    said = []
+    for verdicts, why in alike.items():
+        reasons = set(why.values()) - {""}
+        common = f" ({reasons.pop()})" if len(reasons) == 1 else ""
+        said.append(f"{'; '.join(why)}: {verdicts}{common}.")
     return said
 
 
