@@ -74,7 +74,7 @@ def record(
     ids, real = forward_statements(models[0], facts)
     if config.precision is None and bool(real.all()) and _stackable(models, ids[: config.batch_size]):
         with evaluating(models[0].model):
-            return _side_by_side(models, facts, config, seeds, progress)
+            return _side_by_side(models, facts, ids, config, seeds, progress)
     return [
         _alone(m, facts, config, seed, _part(progress, number, len(seeds)))
         for number, (m, seed) in enumerate(zip(models, seeds, strict=True))
@@ -110,12 +110,12 @@ def _part(progress: Callable[[int, int], None] | None, number: int, of: int) -> 
 def _side_by_side(
     models: Sequence[LoadedModel],
     facts: Sequence[Fact],
+    ids: Int[Tensor, "N L"],
     config: TrainConfig,
     seeds: Sequence[int],
     progress: Callable[[int, int], None] | None,
 ) -> list[Recording]:
-    m = models[0]
-    ids, real = forward_statements(m, facts)
+    m, real = models[0], torch.ones_like(ids, dtype=torch.bool)
     flat = nn.Parameter(torch.stack([nn.utils.parameters_to_vector(x.model.parameters()).detach() for x in models]))
     layout = layout_of(m.model)
     masks = tables_of(m, ids[: config.batch_size])

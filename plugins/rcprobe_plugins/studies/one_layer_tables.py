@@ -186,7 +186,9 @@ def _moves(reports: Reports) -> list[str]:
         best, last = max(means, key=lambda step: means[step]), max(means)
         if means[best] - means[last] >= FALL:
             said.append(f"{setting.label} {means[best]:.0f} % at step {best}, {means[last]:.0f} % at step {last}")
-    return [f"Over the full vocabulary it depends on when one stops, and falls again: {'; '.join(said)}."] * bool(said)
+    if not said:
+        return []
+    return [f"Over the full vocabulary it depends on when one stops, and falls again: {'; '.join(said)}."]
 
 
 def _because(reports: Reports) -> list[str]:
