@@ -135,7 +135,7 @@ def write(
         return [_answer(m, prompt) for prompt in prompts]
 
     longest = max((len(query.input_ids) + (how.length or 0) for query in queries), default=1)
-    reach = max((query.row + m.adapter.shift + (how.length or len(query.target_ids)) for query in queries), default=0)
+    reach = max((_reach(m, _prompt(m, query, how)) for query in queries), default=0)
     if m.max_length is not None and reach > m.max_length:
         raise UsageError(f"decoding: length {how.length} needs {reach} positions, the model holds {m.max_length}")
     size = resolve(m, batch_size, longest, gradients=False)
@@ -183,6 +183,11 @@ def _prompt(m: LoadedModel, query: Query, how: Decoding) -> _Prompt:
     blocks = [place[start : start + width] for start in range(0, count, width)]
     steps = how.steps or count
     return _Prompt(query.text, ids, place, blocks, [_evenly(len(b), steps * len(b) / count) for b in blocks], generator)
+
+
+def _reach(m: LoadedModel, prompt: _Prompt) -> int:
+    """How many positions the model reads of it; a causal one doesn't read the last that it writes."""
+    return prompt.place[-1] if m.adapter.objective == "causal" else len(prompt.ids)
 
 
 def _evenly(count: int, steps: float) -> list[int]:

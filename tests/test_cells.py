@@ -6,7 +6,9 @@ from test_engine import ALPHABET, EXACT, asked, loaded, pairs_of, raw_scores, we
 
 import rcprobe
 from rcprobe.facts import Fact
+from rcprobe.probing import capture
 from rcprobe.probing.engine import observe
+from rcprobe.probing.watch import AttentionWatch
 from rcprobe_plugins.models.radd import Radd
 
 
@@ -14,6 +16,13 @@ class Ahead(Radd):
     """RADD read one position ahead of its targets."""
 
     shift = 1
+
+
+class Blind(AttentionWatch):
+    """A watch that recognises nothing as attention."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
 
 
 def log_weights(scores):
@@ -72,6 +81,18 @@ def test_a_shifted_model_is_read_at_its_slot_too():
     block = scores[:, :, list(query.rows)][..., list(query.evidence_positions)].flatten(2)
     torch.testing.assert_close(shifted.other_cells["mean"].scores[0, 0], block.mean(dim=-1), **EXACT)
     torch.testing.assert_close(shifted.other_cells["max"].scores[0, 0], block.amax(dim=-1), **EXACT)
+
+
+def test_a_shifted_model_whose_attention_cannot_be_read(monkeypatch):
+    m = loaded("radd rope", adapter=Ahead)
+    pairs = pairs_of(m, [Fact("ab", "C", "0{a}00{b}", "0{b}0{a}"), Fact("m", "NO", "0{a}00{b}", "0{b}0{a}")])
+    expected = observe(m, pairs, read={"log_probs"}).log_probs
+    monkeypatch.setattr(capture, "attention_paths", lambda model: ())
+    monkeypatch.setattr(capture, "AttentionWatch", Blind)
+    found = observe(m, pairs, read={"scores", "span_scores", "log_probs"})
+    assert found.other_cells["slot"].scores.shape == (len(pairs), 2, 0, 0)
+    assert expected.isfinite().all()
+    torch.testing.assert_close(found.log_probs, expected, **EXACT)
 
 
 def test_the_slot_stands_beside_the_verdict_and_not_in_it():

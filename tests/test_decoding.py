@@ -179,6 +179,19 @@ def test_a_length_beyond_the_model_is_refused():
         decode(m, queries_of(m, FACTS[:1]), Decoding(length=500))
 
 
+@pytest.mark.parametrize("name", ["gpt2-mini", "radd rope"])
+def test_an_answer_may_end_where_the_model_ends(name):
+    """A causal model writes one token beyond what it reads; a masked one reads all that it writes."""
+    m = loaded(name)
+    query = queries_of(m, LONG[:1])[0]
+    first = query.row + m.adapter.shift
+    room = m.max_length - first + (name == "gpt2-mini")
+    (answer,) = decode(m, [query], Decoding(length=room))
+    assert len(answer.ids) == room
+    with pytest.raises(UsageError, match=f"needs {m.max_length + 1} positions"):
+        decode(m, [query], Decoding(length=room + 1))
+
+
 @pytest.mark.parametrize("how", [{"steps": 0}, {"length": 0}, {"block": 0}, {"temperature": -1.0}])
 def test_settings_out_of_range(how):
     with pytest.raises(UsageError, match=next(iter(how))):

@@ -73,7 +73,7 @@ def capture(
     if isinstance(watch, AttentionWatch):
         cells = _chosen(watch.cells, layers)
     found = answered if logits else torch.empty(len(batch.rows), 0, 0)
-    return Captured(logits=found, calls=calls, **stack(cells, len(batch.rows)))
+    return Captured(logits=found, calls=calls, **stack(cells, batch))
 
 
 def capture_gradient(m: LoadedModel, batch: Batch, parameters: Sequence[nn.Parameter]) -> list[Tensor | None]:

@@ -50,10 +50,10 @@ def read_call(args: Sequence[Any], kwargs: Mapping[str, Any], batch: Batch) -> C
         return cell_scores(attention_call(args, kwargs), batch.score_rows, batch.evidence)
 
 
-def stack(cells: Sequence[CellScores], prompts: int) -> dict[str, Any]:
+def stack(cells: Sequence[CellScores], batch: Batch) -> dict[str, Any]:
     """Layers' readings as the fields of ``Captured``."""
     if not cells:
-        empty = torch.empty(prompts, 0, 0, 1, 1)
+        empty = torch.empty(len(batch.rows), 0, 0, batch.score_rows.shape[1], batch.evidence.shape[1])
         return {"scores": empty, "log_weights": empty, "attendable": empty.bool()}
     return {
         "scores": torch.stack([cell.score for cell in cells], dim=1),

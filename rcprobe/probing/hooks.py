@@ -34,7 +34,7 @@ def capture_with_hooks(m: LoadedModel, batch: Batch, *, scores: bool = True) -> 
 
     with evaluating(m.model), torch.no_grad(), _listening(read):
         logits = target_rows(m.model(**model_inputs(m.model, batch)).logits, batch)
-    return Captured(logits=logits, **stack(cells, len(batch.rows)))
+    return Captured(logits=logits, **stack(cells, batch))
 
 
 def gradient_with_hooks(m: LoadedModel, batch: Batch, parameters: Sequence[nn.Parameter]) -> list[Tensor | None]:
