@@ -38,7 +38,7 @@ def test_every_answer_is_a_sentence_a_figure_and_its_rows(answers):
 
 
 def test_two_seeds_decide_nothing(answers):
-    for letter in "ad":
+    for letter in "adegh":
         assert "2 seeds don't decide" in answers[letter].says
 
 
@@ -76,12 +76,15 @@ def test_an_order_is_judged_from_enough_seeds_that_have_one():
     assert first_order._held(over_seeds([2.0, 2.01, 1.99, 2.0, 2.0])) == "the prediction holds"
     assert first_order._held(over_seeds([1.0, 1.01, 0.99, 1.0, 1.0])) == "the prediction fails"
     assert "4 seeds don't decide" in first_order._held(over_seeds([2.0, 2.01, 1.99, 2.0, math.nan]))
+    for wide in ([1.0, 3.0, 1.0, 3.0, 2.0], [1.6, 2.0, 2.0, 2.0, 1.8]):
+        assert first_order._held(over_seeds(wide)) == "the data don't decide whether it holds"
 
 
 def test_layers_carry_parts_of_one_whole(answers):
     rows = answers["g"].rows
     assert sorted(rows.layer.unique()) == [1, 2, 3, 4]
-    assert (rows.groupby("seed").share.sum().abs() <= 1 + 1e-9).all()
+    assert (rows.groupby("seed").part.sum().abs() <= 1 + 1e-9).all()
+    assert (rows.groupby("seed").whole.nunique() == 1).all()
     np.testing.assert_allclose(rows.excess, rows.cosine - rows.same_target)
 
 
@@ -91,6 +94,8 @@ def test_the_flow_turns_at_minus_one_half_whatever_was_trained(answers):
     assert ((rows.limit > 0.5) == (rows.rho > -0.5)).all()
     assert rows.off.max() < 1e-8
     assert rows.rho.between(-0.5, 0).any()
+    assert "rope seed 0, rope seed 1." in answers["i"].says
+    np.testing.assert_allclose(rows.flow, 1 / 52, atol=1e-3)  # before training chance is the letters', as it is of P
 
 
 def test_training_shows_one_distance_and_asks_every_one():
@@ -105,6 +110,8 @@ def test_the_split_adds_up_to_what_autograd_finds(monkeypatch):
     answer = split.by_matrix(TINY)
     assert answer.rows.off.max() < 1e-12
     assert "negative: none; sign not decided: U, W_V" in answer.says
+    assert "Not trained" in answer.says
+    assert "attention-only seed 0, attention-only seed 1." in answer.says
     sums = answer.rows.groupby(["seed", "trained"]).share.sum()
     np.testing.assert_allclose(sums, 1.0, rtol=1e-10)
     start = answer.rows[answer.rows.trained == "before training"]
@@ -141,6 +148,8 @@ def test_what_the_data_do_not_decide_is_said():
     assert said(over_seeds([1.0, 2.0, 3.0])) == "2.00 [−0.48, 4.48]"
     assert said(over_seeds([1.0])) == "1.00 (no interval from 1 seed)"
     assert said(over_seeds([math.nan])) == "undefined"
+    assert said(over_seeds([-1.0, math.nan])) == "−1.00 (no interval from 1 seed) (1 seed undefined)"
+    assert said(over_seeds([-1.0, -1.0, math.nan])) == "−1.00 [−1.00, −1.00] (1 seed undefined)"
 
 
 def test_an_unknown_question_is_refused_before_anything_is_trained():
@@ -172,6 +181,14 @@ def test_rank_correlations_are_over_models_with_encodings_resampled():
     assert (found.value, found.low, found.high) == pytest.approx((1.0, 1.0, 1.0))
     assert found.n == 3
     assert math.isnan(layers._rank(frame, frame, "flat").value)
+
+
+def test_scores_that_mirror_by_identity_have_no_say_in_routing():
+    p = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+    frame = pd.DataFrame({"cell": ["a", "a", "b", "b", "turned-values", "turned-values"], "reverse P": p[:4] + p[:2]})
+    frame = frame.assign(routing=[1.0, 2.0, 3.0, 4.0, 9.0, 9.0], matched=[1.0, 2.0, 3.0, 4.0, 9.0, 9.0])
+    assert layers._rank(frame, frame, "routing").value == pytest.approx(1.0)
+    assert layers._rank(frame, frame, "matched").value < 0.9
 
 
 def test_slopes_are_by_doubling():

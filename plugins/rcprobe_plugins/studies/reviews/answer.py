@@ -17,7 +17,7 @@ UNTRAINED = 0.9  # of it, under which a model hasn't learned its task: said, and
 @dataclass(frozen=True)
 class Answer:
     """``question`` is its letter, ``asked`` the question, ``says`` the finding in one sentence, ``rows`` every value
-    behind it, ``panels`` the figure.
+    behind it, ``panels`` the figure and ``how`` to read it.
     """
 
     question: str
@@ -25,11 +25,11 @@ class Answer:
     says: str
     rows: pd.DataFrame
     panels: tuple[Panel, ...]
+    how: str = "Points are means over seeds with 95 % t intervals; small dots are seeds."
 
     def figure(self) -> FigureData:
         """The figure under the question's letter."""
-        how = "Points are means over seeds with 95 % t intervals; small dots are seeds."
-        return FigureData(f"reviews-{self.question}", self.asked, self.says, how, self.panels)
+        return FigureData(f"reviews-{self.question}", self.asked, self.says, self.how, self.panels)
 
 
 def shown(values: Sequence[float]) -> str:
@@ -42,19 +42,31 @@ def said(estimate: Estimate) -> str:
     if math.isnan(estimate.value):
         return "undefined"
     if math.isnan(estimate.low):
-        return f"{estimate.value:.2f} (no interval from {estimate.n} seed{'s'[: estimate.n != 1]})"
-    return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]".replace("-", "−")
+        found = f"{estimate.value:.2f} (no interval from {_counted(estimate.n, estimate.unit)})"
+    else:
+        found = f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
+    left_out = f" ({_counted(estimate.undefined, estimate.unit)} undefined)" if estimate.undefined else ""
+    return f"{found}{left_out}".replace("-", "−")
+
+
+def _counted(count: int, units: str) -> str:
+    return f"{count} {units if count != 1 else units.removesuffix('s')}"
 
 
 def verdict(estimate: Estimate, above: str, below: str, question: str) -> str:
     """``above`` or ``below`` zero in words, if the interval excludes it; else that the data don't decide."""
     if estimate.n < ENOUGH:
-        return f"{estimate.n} seeds don't decide {question} ({ENOUGH} are needed)"
+        return undecided(estimate.n, question)
     if estimate.low > 0:
         return above
     if estimate.high < 0:
         return below
     return f"the data don't decide {question}"
+
+
+def undecided(seeds: int, question: str) -> str:
+    """That there are fewer seeds than a verdict needs."""
+    return f"{_counted(seeds, 'seeds')} {'do' if seeds != 1 else 'does'}n't decide {question} ({ENOUGH} are needed)"
 
 
 def by_label(rows: pd.DataFrame, column: str, label: str = "cell") -> Mapping[str, list[float]]:
@@ -89,7 +101,9 @@ def paired(rows: pd.DataFrame, column: str, one: str, other: str, label: str = "
 
 
 def not_trained(rows: pd.DataFrame) -> str:
-    """Models that haven't learned the forward task, one row each: named in a sentence, and kept in every number."""
+    """Models that haven't learned the forward task, each row one (``cell``, ``seed``, ``ACCURACY``): named in a
+    sentence, and kept in every number.
+    """
     stuck = rows[~(rows[ACCURACY] >= UNTRAINED)]
     if stuck.empty:
         return ""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -18,13 +18,26 @@ from rcprobe.probing.captured import log_softmax, negative_log_prob, target_rows
 from rcprobe.queries import encode
 from rcprobe.report.panels import Curves
 from rcprobe.statistics import Estimate, over_seeds
-from rcprobe.theory import FirstOrder, first_order
-from rcprobe.theory.first_order import Loss, Parameters
-from rcprobe_plugins.studies.reviews.answer import ENOUGH, Answer, said, series
-from rcprobe_plugins.studies.reviews.cells import Cell, Size, trained
+from rcprobe.theory import FirstOrder, change_along, first_order, gradient_step
+from rcprobe.theory.first_order import Change, Loss, Parameters
+from rcprobe_plugins.studies.reviews.answer import ENOUGH, Answer, said, series, undecided
+from rcprobe_plugins.studies.reviews.cells import Cell, Size, outcomes, trained
 
 RATES = tuple(10.0**n for n in np.arange(-4.0, -0.9, 0.5))
 SMALL = 4  # of the rates: those whose error is of one order
+TOLERANCE = 0.1  # of the error's order, which is 2 if the first order is right
+EPSILON = 1e-8  # AdamW's
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What forward steps do to a model's reverse loss: gradient descent's at each rate, AdamW's first at ``RATES[2]``;
+    and its forward P.
+    """
+
+    descent: FirstOrder
+    adamw: Change
+    forward: float
 
 
 def step_sizes(size: Size) -> Answer:
@@ -32,16 +45,26 @@ def step_sizes(size: Size) -> Answer:
     stop = max(1, size.train.steps // 4)  # later on, gradients vanish with the loss
     cell = Cell("rope", {"encoding": "rope"}, replace(size.train, steps=stop, ema=0.0, probe_at=(), probe_every=None))
     data = size.letters()
-    found = {seed: _measured(m, data) for _, seed, m, at in trained([cell], size, data) if at.step == stop}
-    rows = pd.concat([_rows(seed, f) for seed, f in found.items()], ignore_index=True)
-    orders = {name: over_seeds([_order(f, name) for f in found.values()]) for name in ("first", "second")}
-    off = over_seeds([float(f.actual[2] / f.first[2] - 1) if f.first[2] else math.nan for f in found.values()])
-    tight = over_seeds([float(f.tightness[0]) for f in found.values()])
+    read = [_measured(m, data) for _, _, m, at in trained([cell], size, data) if at.step == stop]
+    found = [one.descent for one in read]
+    rows = pd.concat([_rows(seed, f) for seed, f in enumerate(found)], ignore_index=True)
+    orders = {name: over_seeds([_order(f, name) for f in found]) for name in ("first", "second")}
+    ratio = [float(f.actual[2] / f.first[2]) if f.first[2] else math.nan for f in found]
+    tight = over_seeds([float(f.tightness[0]) for f in found])
+    learned = over_seeds([one.forward for one in read])
+    steps = [
+        f"{_scaled(1000, actual)} thousandths (by the first order {_scaled(1000, first)})"
+        for actual, first in (
+            ([f.actual[2] for f in found], [f.first[2] for f in found]),
+            ([one.adamw.actual for one in read], [one.adamw.first for one in read]),
+        )
+    ]
     says = (
-        f"A forward step of rate {RATES[2]:g} changes the reverse loss by {said(_percent(off))} % more than first "
-        f"order predicts; the error grows as rate^{said(orders['first'])} (2 if the first order is right), and as "
-        f"rate^{said(orders['second'])} with the second order (3): "
-        f"{_held(orders['first'])}, its tightness at small rates being {said(tight)} per unit of rate."
+        f"Where forward P is {said(learned)}, a forward step of rate {RATES[2]:g} changes the reverse loss by "
+        f"{steps[0]}: {_scaled(100, ratio)} % of what the first order says. The error grows as "
+        f"rate^{said(orders['first'])} (2 if the first order is right), and as rate^{said(orders['second'])} with the "
+        f"second order (3): {_held(orders['first'])}, its tightness at small rates being {said(tight)} per unit of "
+        f"rate. AdamW's first step at that rate changes it by {steps[1]}."
     )
     panel = Curves(
         "Error of the predicted change of the reverse loss",
@@ -57,8 +80,11 @@ def step_sizes(size: Size) -> Answer:
 
 def _held(order: Estimate) -> str:
     if order.n < ENOUGH:
-        return f"{order.n} seeds don't decide whether the prediction holds ({ENOUGH} are needed)"
-    return "the prediction holds" if abs(order.value - 2) < 0.1 else "the prediction fails"
+        return undecided(order.n, "whether the prediction holds")
+    low, high = order.low - 2, order.high - 2
+    if low > -TOLERANCE and high < TOLERANCE:
+        return "the prediction holds"
+    return "the prediction fails" if low > TOLERANCE or high < -TOLERANCE else "the data don't decide whether it holds"
 
 
 def query_loss(m: LoadedModel, queries: Sequence[Query]) -> Loss:
@@ -72,12 +98,16 @@ def query_loss(m: LoadedModel, queries: Sequence[Query]) -> Loss:
     return loss
 
 
-def _measured(m: LoadedModel, data: Dataset) -> FirstOrder:
+def _measured(m: LoadedModel, data: Dataset) -> Measured:
     m.model.double()
     m.model.set_attn_implementation("eager")  # type: ignore[operator]
     pairs = one_per_distance(encode(m, data.facts))
     forward, reverse = (query_loss(m, [getattr(p, way) for p in pairs]) for way in ("forward", "reverse"))
-    return first_order(forward, reverse, dict(m.model.named_parameters()), RATES)
+    at = dict(m.model.named_parameters())
+    descent = gradient_step(forward, at, 1.0)
+    adamw = {name: RATES[2] * step / (step.abs() + EPSILON) for name, step in descent.items()}
+    learned = outcomes(m, data)["forward P"]
+    return Measured(first_order(forward, reverse, at, RATES), change_along(reverse, at, adamw), learned)
 
 
 def _error(found: FirstOrder, name: str) -> NDArray[np.float64]:
@@ -102,8 +132,8 @@ def _rows(seed: int, found: FirstOrder) -> pd.DataFrame:
     return pd.DataFrame({"seed": seed, "log rate": np.log10(found.rates), **columns, **logs})
 
 
-def _percent(estimate: Estimate) -> Estimate:
-    return replace(estimate, value=100 * estimate.value, low=100 * estimate.low, high=100 * estimate.high)
+def _scaled(by: float, values: Sequence[float]) -> str:
+    return said(over_seeds([by * float(value) for value in values]))
 
 
 def _number(value: object) -> float:

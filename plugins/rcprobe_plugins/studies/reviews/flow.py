@@ -14,12 +14,12 @@ from rcprobe.report.panels import Curves
 from rcprobe.statistics import over_seeds
 from rcprobe.theory import rope_curve, rope_flow, rotation
 from rcprobe_plugins.datasets.letters import PLACEHOLDER
-from rcprobe_plugins.studies.reviews.answer import Answer, said, series, verdict
-from rcprobe_plugins.studies.reviews.cells import LETTER, Cell, Size, trained
+from rcprobe_plugins.studies.reviews.answer import ACCURACY, Answer, not_trained, said, series, verdict
+from rcprobe_plugins.studies.reviews.cells import FULL, LETTER, Cell, Size, trained
 
 FAR = 1e60  # D at which the flow is read: at ρ = −0.42 its logit grows like D^0.16
 TIME = 1e4  # up to which the flow is integrated, to hold the closed form against it
-VOCABULARY = 26
+VOCABULARY = 52  # the letters that the trained models' P is read among
 
 
 def condition(size: Size) -> Answer:
@@ -37,7 +37,9 @@ def condition(size: Size) -> Answer:
         for row in _read(m, data)
     ]
     rows = pd.DataFrame(found)
-    learned = float(rows["forward P"].mean())
+    seeds = rows.groupby(["cell", "seed"], as_index=False)[["forward P", ACCURACY]].mean()
+    forward = over_seeds(list(seeds["forward P"]))
+    learned = forward.value
     flow = pd.DataFrame([_flow(delta, len(data.facts[0].forward), learned) for delta in sorted(rows.delta.unique())])
     rows = rows.merge(flow, on="delta")
     bands = {"above 0": (0.0, 1.0), "between −½ and 0": (-0.5, 0.0), "below −½": (-1.0, -0.5)}
@@ -55,9 +57,10 @@ def condition(size: Size) -> Answer:
     says = (
         f"Far out the flow {'turns at ρ = −½ at every distance' if ode else 'does not turn at ρ = −½'} (closed form "
         f"and integrator agree to {flow.off.max():.0e}), but where its forward P is the trained models' "
-        f"{learned:.2f}, it has come to {near:.2f} at most between −½ and 0; in trained models the reverse P(right "
+        f"{said(forward)}, it has come to {near:.2f} at most between −½ and 0; in trained models the reverse P(right "
         f"letter | a letter) is {', '.join(f'{said(over_seeds(v))} where ρ is {name}' for name, v in means.items())}, "
         f"the last two apart by {said(gap)} ({decided}), and its rank correlation with ρ is {said(ranks)}."
+        f"{not_trained(seeds)}"
     )
     rows = rows.sort_values(["rho", "seed"])
     panel = Curves(
@@ -90,12 +93,13 @@ def _read(m: LoadedModel, data: Dataset) -> list[dict[str, float]]:
     pairs = encode(m, data.facts)
     seen = observe(m, pairs, read={"log_probs"}, candidates=data.readings)
     assert seen.readings is not None
-    log_probs = seen.readings[LETTER][0]
+    log_probs, right = seen.readings[LETTER][0], seen.readings[FULL][1]
     frame = pd.DataFrame(
         {
             "delta": [pair.distances[1] for pair in pairs],
             "P": log_probs[:, 1].exp().numpy(),
             "forward P": log_probs[:, 0].exp().numpy(),
+            ACCURACY: right[:, 0].numpy(),
         }
     )
     means = frame.groupby("delta", as_index=False).mean()

@@ -12,9 +12,9 @@ from rcprobe.probing.engine import observe
 from rcprobe.queries import encode
 from rcprobe.report.panels import Curves, Dots, Point, Series, Style
 from rcprobe.statistics import Estimate, over_clusters, over_seeds
-from rcprobe_plugins.studies.reviews.answer import Answer, not_trained, said, series, verdict
+from rcprobe_plugins.studies.reviews.answer import ENOUGH, Answer, not_trained, said, series, undecided, verdict
 from rcprobe_plugins.studies.reviews.cells import Cell, Size, outcomes, routing, signatures, table, trained
-from rcprobe_plugins.studies.reviews.variants import ENCODINGS, REVERSE
+from rcprobe_plugins.studies.reviews.variants import ENCODINGS, REVERSE, deep
 
 LAYERS = 4
 SIGNATURES = ("storage", "routing", "matched", "same_target", "other_target", "other_fact", "dynamics")
@@ -32,7 +32,7 @@ NAMES = {
 def by_layer(size: Size) -> Answer:
     """(g) Gradient alignment and routing layer by layer, in a model of four layers under RoPE."""
     data = size.letters()
-    cell = Cell("rope", {"encoding": "rope", "depth": LAYERS}, size.train)
+    cell = Cell("rope", {"encoding": "rope", "depth": LAYERS}, deep(size))
     rows = pd.DataFrame(
         [
             {"cell": cell.label, "seed": seed, "layer": layer, **found, **outcome}
@@ -42,14 +42,19 @@ def by_layer(size: Size) -> Answer:
             for layer, found in enumerate(_layers(m, data), start=1)
         ]
     )
-    wide = {name: rows.pivot(index="seed", columns="layer", values=name) for name in ("share", "excess", "routing")}
-    trend = over_seeds(list(wide["excess"][LAYERS] - wide["excess"][1]))
-    share = ", ".join(said(over_seeds(list(wide["share"][n]))) for n in range(1, LAYERS + 1))
-    decided = verdict(trend, "alignment is stronger in the last layer", "alignment is stronger in the first layer",
-                      "whether it differs between the first and the last layer")  # fmt: skip
+    wide = {name: rows.pivot(index="seed", columns="layer", values=name) for name in ("part", "excess", "routing")}
+    trends = {name: over_seeds(list(wide[name][LAYERS] - wide[name][1])) for name in ("excess", "routing")}
+    by = {name: ", ".join(said(over_seeds(list(of[n]))) for n in range(1, LAYERS + 1)) for name, of in wide.items()}
+    decided = {
+        name: verdict(trend, "it is stronger in the last", "it is stronger in the first", "where it is stronger")
+        for name, trend in trends.items()
+    }
+    whole = over_seeds(list(rows[rows.layer == 1].whole))
     says = (
-        f"Of the whole cosine, layers 1 to {LAYERS} carry {share} (the rest lies in embedding, final norm and head); "
-        f"inside a layer, matched − same-target cosine changes from the first to the last by {said(trend)}: {decided}."
+        f"To a whole matched cosine of {said(whole)}, layers 1 to {LAYERS} contribute {by['part']} (the rest lies in "
+        f"embedding, final norm and head). Inside the layers, the matched − same-target cosine is {by['excess']}, from "
+        f"the first to the last a change of {said(trends['excess'])}: {decided['excess']}. Routing's correlation is "
+        f"{by['routing']}, a change of {said(trends['routing'])}: {decided['routing']}."
         f"{not_trained(rows[rows.layer == 1])}"
     )
     panel = Curves(
@@ -59,7 +64,7 @@ def by_layer(size: Size) -> Answer:
         (
             series(rows, "cosine", "cos matched", "forward", "layer", _number),
             series(rows, "same_target", "cos same target, other evidence", "control", "layer", _number),
-            series(rows, "share", "share of the whole cosine", "extra", "layer", _number),
+            series(rows, "part", "contribution to the whole cosine", "extra", "layer", _number),
             series(rows, "routing", "routing r", "other", "layer", _number),
         ),
     )
@@ -82,7 +87,8 @@ def _layers(m: LoadedModel, data: Dataset) -> list[dict[str, float]]:
                 "cosine": cosine,
                 "same_target": control,
                 "excess": cosine - control,
-                "share": float((products.inner[:, inside].sum(1) / norms).nanmean()),
+                "part": float((products.inner[:, inside].sum(1) / norms).nanmean()),
+                "whole": float(products.cosine(whole).nanmean()),
                 "routing": routing(seen, slice(layer, layer + 1)),
             }
         )
@@ -95,31 +101,44 @@ def telling(size: Size) -> Answer:
     rows = table(cells, size, size.letters(), signatures, every=True)
     final, first = (rows[rows.step == step].reset_index(drop=True) for step in (size.train.steps, 0))
     kept = ~final.cell.isin(ENCODINGS["mirror identity"])
-    after = {name: _rank(final[kept], final[kept], name) for name in SIGNATURES}
-    before = {name: _rank(first[kept], final[kept], name) for name in SIGNATURES}
+    final, first = final[kept], first[kept]
+    after = {name: _rank(final, final, name) for name in SIGNATURES}
+    before = {name: _rank(first, final, name) for name in SIGNATURES}
     told = [f"{NAMES[name]} ({said(e)})" for name, e in after.items() if e.low > 0 or e.high < 0]
     early = [f"{NAMES[name]} ({said(e)})" for name, e in before.items() if e.low > 0 or e.high < 0]
     unsure = [NAMES[name] for name, e in after.items() if not (e.low > 0 or e.high < 0)]
-    square = {name: said(over_seeds(list(first.groupby("seed")[name].mean()))) for name in SIGNATURES[2:6]}
+    square = {name: said(over_seeds(list(first.groupby("seed")[name].mean()))) for name in SIGNATURES[2:]}
+    found = (
+        f"the interval of the rank correlation with reverse P leaves out zero for {', '.join(told) or 'no signature'}, "
+        f"and holds it for {', '.join(unsure) or 'none'}; before training it leaves out zero for "
+        f"{', '.join(early) or 'none'}"
+        if size.seeds >= ENOUGH
+        else undecided(size.seeds, "which signatures go with reverse P")
+    )
     says = (
-        f"Over {int(kept.sum())} models of {final[kept].cell.nunique()} encodings (without the two identities; so few "
-        f"make this descriptive), the rank correlation with reverse P at the end is clear of zero for "
-        f"{', '.join(told) or 'no signature'}, and the data don't decide it for {', '.join(unsure) or 'none'}; before "
-        f"training it is clear of zero for {', '.join(early) or 'none'}. Untrained, "
-        f"the gradient cosine is {square['matched']} matched, {square['same_target']} with the same target from other "
-        f"evidence, {square['other_target']} with another target from the same evidence and {square['other_fact']} "
-        f"for another fact: the label alone, no evidence.{not_trained(final[kept])}"
+        f"Over {len(final)} models of {final.cell.nunique()} encodings (without those that answer alike by identity; "
+        f"routing also without those whose scores do), {found}. So few encodings describe and decide nothing. "
+        f"Untrained, the gradient cosine is {square['matched']} matched, {square['same_target']} with the same target "
+        f"from other evidence (a difference of {square['dynamics']}), {square['other_target']} with another target "
+        f"from the same evidence and {square['other_fact']} for another fact.{not_trained(final)}"
     )
     panel = Dots(
         "Rank correlation with reverse P at the end",
         "Spearman's ρ over models, intervals over encodings",
         (_dots("signature at the end", "forward", after), _dots("signature before training", "control", before)),
     )
-    return Answer("h", "Which signatures tell who transfers?", says, rows, (panel,))
+    how = "Points are Spearman's rank correlations over models, with 95 % bootstrap intervals over encodings."
+    return Answer("h", "Which signatures tell who transfers?", says, rows, (panel,), how)
 
 
 def _rank(signature: pd.DataFrame, outcome: pd.DataFrame, name: str) -> Estimate:
-    """Spearman's correlation over models, encodings being resampled whole."""
+    """Spearman's correlation over models, encodings being resampled whole.
+
+    Routing is asked of those alone whose forward and reverse scores aren't one by construction.
+    """
+    if name == "routing":
+        free = ~outcome.cell.isin(ENCODINGS["position in values"]).to_numpy()
+        signature, outcome = signature[free], outcome[free]
     x, y = signature[name].to_numpy(dtype=np.float64), outcome[REVERSE].to_numpy(dtype=np.float64)
     defined = ~(np.isnan(x) | np.isnan(y))
 

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from rcprobe.errors import TrainingError
 from rcprobe.facts import Dataset, QueryPair
 from rcprobe.loading import load
 from rcprobe.probe import one_per_distance
@@ -17,7 +18,7 @@ from rcprobe.statistics import over_seeds
 from rcprobe.theory import OneLayer, Split, one_layer_gradients, split_product
 from rcprobe.theory.rotary import BASE
 from rcprobe_plugins.encodings.rope import turn
-from rcprobe_plugins.studies.reviews.answer import ENOUGH, Answer, said, series
+from rcprobe_plugins.studies.reviews.answer import ACCURACY, ENOUGH, Answer, not_trained, said, series
 from rcprobe_plugins.studies.reviews.cells import Size
 
 PARTS = ("U", "W_V", "W_Q", "W_K", "E, query path", "E, key path", "E, value path", "E, crosses")
@@ -32,16 +33,20 @@ def by_matrix(size: Size) -> Answer:
     data = size.letters()
     rows = pd.concat([_split(size, data, seed) for seed in range(size.seeds)], ignore_index=True)
     end = rows[rows.trained == "trained"]
+    models = end[end.part == PARTS[0]]
     shares = {part: over_seeds(list(end[end.part == part].share)) for part in PARTS}
     ranked = sorted(PARTS, key=lambda part: -shares[part].value)
-    decided = [part for part in PARTS if size.seeds >= ENOUGH and (shares[part].low > 0 or shares[part].high < 0)]
+    positive = bool((end.whole > 0).all())  # a share of a negative whole would have the other sign
+    enough = positive and min(share.n for share in shares.values()) >= ENOUGH
+    decided = [part for part in PARTS if enough and (shares[part].low > 0 or shares[part].high < 0)]
     negative = [part for part in decided if shares[part].high < 0]
     unsure = [part for part in PARTS if part not in decided]
     says = (
         "Of the inner product of matched gradients in the trained attention-only model, "
         f"{', '.join(f'{part} gives {said(shares[part])}' for part in ranked)}; "
-        f"negative: {', '.join(negative) or 'none'}; sign not decided: {', '.join(unsure) or 'none'}. The parts add up "
-        f"to autograd's inner product to {rows.off.max():.0e} of it; forward P is {said(over_seeds(_mean(end, 'P')))}."
+        f"negative: {', '.join(negative) or 'none'}; sign not decided: {', '.join(unsure) or 'none'}"
+        f"{'' if positive else ' (the whole is negative in some seed)'}. The parts add up to autograd's inner product "
+        f"to {rows.off.max():.0e} of it; forward P is {said(over_seeds(list(models.P)))}.{not_trained(models)}"
     )
     kinds = (("before training", "control"), ("trained", "forward"))
     panel = Dots(
@@ -71,8 +76,9 @@ def train_one_layer(size: Size, statements: Int[Tensor, "S L"], mask: int, seed:
         masked = torch.rand(ids.shape, generator=generator, dtype=torch.float64) < p
         logits = _logits(model, ids.masked_fill(masked, mask))
         losses = F.cross_entropy(logits[masked], ids[masked], reduction="none")
-        optimiser.zero_grad()
         loss = (losses / p.expand_as(masked)[masked]).sum() / len(ids)
+        if not loss.isfinite():
+            raise TrainingError(f"seed {seed}: the attention-only model's loss is {loss:g}")
         for leaf, gradient in zip(leaves.values(), torch.autograd.grad(loss, list(leaves.values())), strict=True):
             leaf.grad = gradient
         optimiser.step()
@@ -92,33 +98,34 @@ def _split(size: Size, data: Dataset, seed: int) -> pd.DataFrame:
     assert m.mask_id is not None
     models = train_one_layer(size, torch.tensor(m.tokenizer(texts)["input_ids"]), m.mask_id, seed)
     pairs = one_per_distance(encode(m, data.facts))
-    pairs = pairs[:: max(1, len(pairs) // PAIRS)]
+    chosen = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0))[:PAIRS]
+    pairs = [pairs[int(i)] for i in chosen]
     rows = []
     for kind, model in zip(("before training", "trained"), models, strict=True):
         splits = [_of_pair(model, pair) for pair in pairs]
-        whole = sum(total for _, total, _ in splits)
-        found = {part: sum(_parts(split)[part] for split, _, _ in splits) for part in PARTS}
-        off = max(abs(split.total - total) / max(abs(total), TINY) for split, total, _ in splits)
-        probability = sum(p for _, _, p in splits) / len(splits)
-        rows += [
-            {"seed": seed, "trained": kind, "part": part, "share": found[part] / whole, "off": off, "P": probability}
-            for part in PARTS
-        ]
+        whole = sum(total for _, total, _, _ in splits)
+        found = {part: sum(_parts(split)[part] for split, _, _, _ in splits) for part in PARTS}
+        off = max(abs(split.total - total) / max(abs(total), TINY) for split, total, _, _ in splits)
+        probability, right = (sum(column) / len(splits) for column in list(zip(*splits, strict=True))[2:])
+        of = {"seed": seed, "trained": kind, "whole": whole, "off": off, "P": probability, ACCURACY: right}
+        rows += [{"cell": "attention-only", **of, "part": part, "share": found[part] / whole} for part in PARTS]
     return pd.DataFrame(rows)
 
 
-def _of_pair(model: OneLayer, pair: QueryPair) -> tuple[Split, float, float]:
-    """The split in closed form, the whole by autograd, and the forward probability."""
-    gradients, whole, probability = [], [], 0.0
+def _of_pair(model: OneLayer, pair: QueryPair) -> tuple[Split, float, float, bool]:
+    """The split in closed form, the whole by autograd, the forward probability, and whether forward is answered."""
+    gradients, whole, probability, right = [], [], 0.0, False
     for query in (pair.forward, pair.reverse):
         prompt, target = torch.tensor(query.input_ids), query.target_ids[0]
         gradients.append(one_layer_gradients(model, prompt, query.row, target))
         leaves = {name: getattr(model, name).clone().requires_grad_() for name in WEIGHTS}
-        log_p = _logits(replace(model, **leaves), prompt[None])[0, query.row].log_softmax(dim=-1)[target]
+        log_probs = _logits(replace(model, **leaves), prompt[None])[0, query.row].log_softmax(dim=-1)
+        log_p = log_probs[target]
         formed = torch.autograd.grad(-log_p, list(leaves.values()))
         whole.append(torch.cat([gradient.flatten() for gradient in formed]))
-        probability = float(log_p.detach().exp()) if query is pair.forward else probability
-    return split_product(*gradients), float(whole[0] @ whole[1]), probability
+        if query is pair.forward:
+            probability, right = float(log_p.detach().exp()), int(log_probs.argmax()) == target
+    return split_product(*gradients), float(whole[0] @ whole[1]), probability, right
 
 
 def _parts(split: Split) -> dict[str, float]:
@@ -126,7 +133,3 @@ def _parts(split: Split) -> dict[str, float]:
     crosses = float(paths.sum() - paths.diagonal().sum())
     values = (split.unembed, split.value, split.query, split.key, *paths.diagonal().tolist(), crosses)
     return dict(zip(PARTS, values, strict=True))
-
-
-def _mean(rows: pd.DataFrame, column: str) -> list[float]:
-    return list(rows.groupby("seed")[column].mean())

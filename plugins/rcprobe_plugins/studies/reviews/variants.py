@@ -8,6 +8,7 @@ import pandas as pd
 
 from rcprobe.report.panels import Curves, Dots
 from rcprobe.statistics import over_seeds
+from rcprobe.training import TrainConfig
 from rcprobe.training.objectives import OBJECTIVES
 from rcprobe_plugins.studies.reviews.answer import Answer, by_label, not_trained, paired, said, series, shown, verdict
 from rcprobe_plugins.studies.reviews.cells import Cell, Size, outcomes, signatures, table
@@ -21,6 +22,7 @@ ENCODINGS = {
 DEPTHS = (1, 2, 4, 8)
 DEEP_RATE = 1e-3  # at most: at 3e-3 models of eight layers don't learn
 P = "P(right letter | a letter)"
+CHANCE = 1 / 52  # of P, among the letters
 REVERSE, FORWARD = "reverse P", "forward P"
 
 
@@ -31,33 +33,38 @@ def encodings(size: Size) -> Answer:
     rows = table(cells, size, size.letters(), outcomes)
     of = by_label(rows, REVERSE)
     wide = rows.pivot(index="seed", columns="cell", values=REVERSE)
-    relative, absolute = (wide[list(ENCODINGS[kind])].mean(axis=1) for kind in ("relative", "absolute"))
+    relative, absolute = (wide[list(ENCODINGS[kind])].mean(axis=1, skipna=False) for kind in ("relative", "absolute"))
     gap = over_seeds(list(relative - absolute))
-    decided = verdict(
-        gap, "relative encodings transfer more", "absolute encodings transfer more", "which transfer more"
+    decided = verdict(gap, "the first two transfer more", "the last two transfer more", "which two transfer more")
+    left = verdict(
+        over_seeds(list(absolute - CHANCE)),
+        "the last two are above chance, so that mitigation doesn't vanish without relative positions",
+        "the last two are below chance",
+        "whether any mitigation is left without relative positions",
     )
     says = (
         f"Reverse {P} is {shown(of['rope'])} under RoPE, {shown(of['t5'])} under T5's bias, {shown(of['absolute'])} "
-        f"under learned absolute positions and {shown(of['sinusoidal'])} under sinusoidal ones; relative − absolute is "
-        f"{said(gap)}: {decided}. Symmetric ALiBi ({shown(of['alibi'])}) and no encoding ({shown(of['nope'])}) answer "
-        f"a mirrored query alike by identity; with ALiBi's scores but position in the values it is "
-        f"{shown(of['turned-values'])}.{not_trained(rows)}"
+        f"under learned absolute positions and {shown(of['sinusoidal'])} under sinusoidal ones (chance {CHANCE:.2f}); "
+        f"relative − absolute is {said(gap)}: {decided}; {left}. Symmetric ALiBi ({shown(of['alibi'])}) and no "
+        f"encoding ({shown(of['nope'])}) answer a mirrored query alike by identity; with ALiBi's scores but position "
+        f"in the values, relative too, it is {shown(of['turned-values'])}.{not_trained(rows)}"
     )
     return Answer("a", "Relative, absolute or no encoding?", says, rows, (_both_ways(rows),))
 
 
 def depth(size: Size) -> Answer:
     """(b) Depth 1, 2, 4, 8 under RoPE: does the coupling of forward and reverse grow with depth?"""
-    train = replace(size.train, lr=min(size.train.lr, DEEP_RATE))
-    cells = [Cell(str(n), {"encoding": "rope", "depth": n}, train) for n in DEPTHS]
+    cells = [Cell(str(n), {"encoding": "rope", "depth": n}, deep(size)) for n in DEPTHS]
     rows = table(cells, size, size.letters(), signatures).assign(depth=lambda frame: frame.cell.astype(int))
     slopes = {name: over_seeds(_slopes(rows, name)) for name in (REVERSE, "dynamics")}
-    of = by_label(rows, "dynamics")
-    decided = verdict(slopes["dynamics"], "coupling grows with depth", "coupling falls with depth", "whether it grows")
+    by_depth = {
+        name: ", ".join(f"depth {n}: {shown(values)}" for n, values in by_label(rows, name).items()) for name in slopes
+    }
+    trends = {name: verdict(slopes[name], "it grows", "it falls", "whether it grows or falls") for name in slopes}
     says = (
-        f"Each doubling of depth changes the gradient's matched − same-target cosine by {said(slopes['dynamics'])} "
-        f"({', '.join(f'depth {n}: {shown(values)}' for n, values in of.items())}) and the reverse {P} by "
-        f"{said(slopes[REVERSE])}: {decided}.{not_trained(rows)}"
+        f"The gradient's matched − same-target cosine ({by_depth['dynamics']}) changes by {said(slopes['dynamics'])} "
+        f"with each doubling of depth: {trends['dynamics']}; the reverse {P} ({by_depth[REVERSE]}) by "
+        f"{said(slopes[REVERSE])}: {trends[REVERSE]}.{not_trained(rows.assign(cell='depth ' + rows.cell))}"
     )
     panels = (
         Curves(
@@ -82,7 +89,7 @@ def objectives(size: Size) -> Answer:
     others = [name for name in names if name != "t-dce"]
     differences = {name: paired(rows, REVERSE, name, "t-dce") for name in others}
     parts = [
-        f"{name} {shown(by_label(rows, REVERSE)[name])} ({verdict(e, 'more', 'less', 'the difference')})"
+        f"{name} {shown(by_label(rows, REVERSE)[name])}, by {said(e)} ({verdict(e, 'more', 'less', 'the difference')})"
         for name, e in differences.items()
     ]
     says = (
@@ -112,6 +119,11 @@ def maskable(size: Size) -> Answer:
     return Answer(
         "d", "Does it matter which tokens may be masked?", says, rows, (_both_ways(rows), _both_ways(rows, "accuracy"))
     )
+
+
+def deep(size: Size) -> TrainConfig:
+    """How models of several layers are trained."""
+    return replace(size.train, lr=min(size.train.lr, DEEP_RATE))
 
 
 def _both_ways(rows: pd.DataFrame, what: str = "P") -> Dots:
