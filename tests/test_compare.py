@@ -456,6 +456,14 @@ def test_latex_breaks_long_texts_where_a_line_is_too_short():
     assert "{-" not in latex_table("c", ["heading"] * 70, [["cell"] * 70], ())
 
 
+def test_latex_breaks_a_table_that_is_longer_than_a_page():
+    long = latex_table("c", ("a", "b"), [("1", "2")] * 21, ("said",))
+    assert long.startswith("% said\n\\begingroup")
+    assert long.count(r"\begin{longtable}{ll}") == long.count(r"\end{longtable}") == long.count(r"\endhead") == 1
+    assert long.count(r"1 & 2 \\") == 21
+    assert "longtable" not in latex_table("c", ("a", "b"), [("1", "2")] * 20, ())
+
+
 def test_rows_hold_every_number_once(found):
     frame = found.frame()
     assert set(frame.kind) == {"accuracy", "signature", "difference"}

@@ -59,6 +59,25 @@ def test_a_training_that_diverged_is_kept_as_it_was(job):
     assert str(again.value) == str(first.value)
 
 
+def test_seeds_that_end_at_different_steps_are_kept_each(job, monkeypatch):
+    """Trained one by one, a seed that diverges has fewer stops than the others."""
+
+    def uneven(models, facts, config, seeds, progress=None):
+        whole, short = (
+            fast_trainer._alone(m, facts, config, seed, None) for m, seed in zip(models, seeds, strict=True)
+        )
+        diverged = fast_trainer.Checkpoint(2, np.nan), short.stops[1][1]
+        return [whole, replace(short, stops=(short.stops[0], diverged))]
+
+    monkeypatch.setattr(fast_trainer, "record", uneven)
+    jobs._train(0, job)
+    monkeypatch.setattr(fast_trainer, "record", None)
+    whole, short = jobs._train(0, job)
+    assert [stop.step for stop, _ in whole.stops] == [0, 2, 4]
+    assert [stop.step for stop, _ in short.stops] == [0, 2]
+    assert np.isnan(short.stops[1][0].loss)
+
+
 def _replayed(job):
     wild = replace(job, train=TrainConfig(steps=3, lr=1e38, warmup=0, batch_size=4))
     m = load("radd", options=job.options)

@@ -8,6 +8,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 from rcprobe.errors import AdapterError, DataError, UnknownNameError
+from rcprobe.loading import load
+from rcprobe.probing.engine import observe
+from rcprobe.queries import encode
+from rcprobe.runner import load_dataset
 from rcprobe_plugins.models.blocks import eager_attention_forward
 from rcprobe_plugins.models.gpt2_mini import Gpt2Mini, Gpt2MiniForCausalLM
 from rcprobe_plugins.models.llama import Llama
@@ -441,9 +445,23 @@ def test_identities_hold_where_they_are_claimed():
     for encoding, depth in [("alibi", 1), ("alibi", 2), ("nope", 2), ("rope", 1), ("t5", 1), ("turned-values", 1)]:
         model = build(Radd, encoding, depth=depth)
         identities = Radd().identities(model)
-        assert set(identities) == (claimed if encoding in ("alibi", "nope") else set())
-        assert all("Prop. 4.5" in why for why in identities.values())
+        scores = {"attention_correlation"} if encoding == "turned-values" else set()
+        assert set(identities) == (claimed if encoding in ("alibi", "nope") else scores)
+        assert all("Prop. 4.5" in why for why in identities.values()) or scores
         assert Gpt2Mini().identities(build(Gpt2Mini, encoding, depth=depth)) == {}
+    assert Radd().identities(build(Radd, "turned-values", depth=2)) == {}  # the second layer reads what values carry
+
+
+@pytest.mark.parametrize(("encoding", "mirrors"), [("turned-values", True), ("nope", True), ("t5", False)])
+def test_scores_and_weights_mirror_in_one_layer_where_it_is_claimed(encoding, mirrors):
+    m = load("radd", options={"encoding": encoding, "width": 16}, seed=0)
+    with torch.no_grad():
+        for weight in m.model.double().parameters():
+            weight += torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    pairs = encode(m, load_dataset("letters", {"length": 5}).facts)
+    seen = observe(m, pairs, read={"scores"})
+    for values in (seen.scores, seen.log_weights):
+        assert torch.allclose(values[:, 0], values[:, 1], rtol=0, atol=1e-10) == mirrors
 
 
 @pytest.mark.parametrize("depth", [1, 3])

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from dataclasses import replace
 from io import StringIO
 from types import SimpleNamespace
 
@@ -12,9 +13,12 @@ from rich.console import Console
 
 from rcprobe import TrainConfig
 from rcprobe.errors import DataError, RunChangedError, UnknownNameError, UsageError
+from rcprobe.metrics import Condition
 from rcprobe.plugins import registry
 from rcprobe.report.sheet import Grid, Sheet, print_sheet, save_sheet, to_latex
-from rcprobe_plugins.studies import bounds, one_layer_tables, reproduce
+from rcprobe.signatures import Finding, Signature
+from rcprobe.statistics import over_seeds
+from rcprobe_plugins.studies import bounds, one_layer, one_layer_tables, reproduce
 from rcprobe_plugins.studies.one_layer import (
     PROBABILITY,
     Setting,
@@ -79,13 +83,51 @@ def test_the_order_of_encodings_is_decided_only_where_intervals_are_apart(monkey
     settings = {Setting("radd", name, 4): name for name in told}
     monkeypatch.setattr(one_layer_tables, "probabilities", lambda name, _: {0: [0.0], 9: told[name]})
     said = one_layer_tables._order(settings)
-    assert "apart: alibi over rope" in said
-    assert "not decided: rope over absolute" in said
+    ranked = "apart: alibi over rope; not decided: alibi over absolute, rope over absolute."
+    assert said.endswith(f"Of the paper's encodings, intervals {ranked}")
+    told["nope"] = [90.0, 90.1, 90.2]  # between two of the paper's, which are compared all the same
+    said = one_layer_tables._order({Setting("radd", name, 4): name for name in told})
+    assert f"Of the paper's encodings, intervals {ranked}" in said
+    neighbours = "intervals apart: alibi over nope, nope over rope; not decided: rope over absolute."
+    assert said.endswith(f"Between neighbours, {neighbours}")
+
+
+@pytest.mark.parametrize(("seeds", "falls"), [([90.0, 88.0, 91.0], True), ([99.0, 11.0, 9.0], False)])
+def test_a_fall_is_told_where_the_seeds_agree_on_it(monkeypatch, reports, seeds, falls):
+    monkeypatch.setattr(one_layer_tables, "accuracies", lambda *_: {1: seeds, 2: [10.0, 10.5, 9.5]})
+    said = one_layer_tables._moves({ROPE: reports[ROPE]})
+    assert ("rope, L = 4 90 % at step 1, 10 % at step 2" in " ".join(said)) == falls
+
+
+def test_a_seed_that_answers_the_placeholder_is_named(monkeypatch, reports):
+    readings = {"forward": {0: [0.0, 0.0], 6: [99.0, 12.3]}}
+    monkeypatch.setattr(one_layer, "accuracies", lambda report, setting, reading, way: readings[way])
+    (said,) = [note for note in one_layer.notes({ROPE: reports[ROPE]}) if "under 90 %" in note]
+    assert said.endswith("in seed 1 (12.3 %); the average keeps it")
+    assert not [note for note in one_layer.notes({ARM: reports[ARM]}) if "under 90 %" in note]
+
+
+def test_values_hold_accuracies_and_signatures_under_one_set_of_columns(reports):
+    values = one_layer_tables.tab2({ALIBI: reports[ALIBI]}).values
+    assert len({tuple(row) for row in values}) == 1
+    assert {row["direction"] for row in values} == {"forward", "reverse", None}
+    routing = [row for row in values if row["measured"] == "r of scores"]
+    assert [row["verdict"] for row in routing] == ["identity"]
+    assert routing[0]["value"] == pytest.approx(1.0)
+
+
+def test_a_correlation_of_one_by_construction_gives_way_to_the_next():
+    found = [
+        Finding(Condition(label, "correlation", ("forward", "reverse"), 0.2, ""), over_seeds(values), 0.0)
+        for label, values in (("r of scores", [1.0, 1.0]), ("r of log weights", [0.5, 0.7]))
+    ]
+    routing = Signature("attention_correlation", "attention_correlation", "routing", "swapped", "present", tuple(found))
+    cell = one_layer_tables.said_signature(routing)
+    assert cell == "present: r of log weights 0.60 [−0.67, 1.87]; shuffled facts 0.00"
+    assert one_layer_tables.said_signature(replace(routing, findings=(found[0],))).startswith("present: 1.00")
 
 
 def test_a_seed_that_failed_stays_in_the_table(reports):
-    from dataclasses import replace
-
     report = reports[ALIBI]
     broken = replace(report, runs=(report.runs[0], replace(report.runs[1], failure="training diverged: …, seed 1")))
     sheet = one_layer_tables.tab2({ALIBI: broken})
@@ -158,10 +200,14 @@ def test_files_are_all_written_and_can_be_read(tmp_path, reports):
 
 
 def test_who_fell_again_is_said_in_one_sentence(reports, monkeypatch):
-    along = {ROPE: {0: [0.0], 3: [80.0, 60.0], 6: [20.0, 40.0]}, ALIBI: {0: [0.0], 3: [50.0], 6: [46.0]}, ARM: {}}
+    along = {
+        ROPE: {0: [0.0, 0.0], 3: [80.0, 60.0], 6: [40.5, 20.0]},
+        ALIBI: {0: [0.0, 0.0], 3: [50.0, 50.0], 6: [46.0, 46.0]},
+        ARM: {},
+    }
     monkeypatch.setattr(one_layer_tables, "accuracies", lambda report, setting, *_: along[setting])
     (said,) = one_layer_tables._moves(reports)
-    assert said.endswith("falls again: rope, L = 4 70 % at step 3, 30 % at step 6.")
+    assert said.endswith("falls again over seeds: rope, L = 4 70 % at step 3, 30 % at step 6.")
     assert one_layer_tables._moves({ALIBI: reports[ALIBI], ARM: reports[ARM]}) == []
 
 

@@ -10,6 +10,7 @@ from rcprobe.report.tables import csv_text, results
 from rcprobe.visible import visible
 
 HEADINGS = ("", "measured", "estimate", "95 % interval", "margin", "matched / control", "signature's verdict")
+PAGE = 20  # rows, each of some lines, that a page surely holds
 LINE, LETTER, GAP = 345, 4.4, 3  # points: a line of the class article, a letter of \\footnotesize, beside a column
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -63,15 +64,20 @@ def to_latex(report: Report) -> str:
 
 
 def latex_table(caption: str, headings: Sequence[str], rows: Sequence[Sequence[str]], comments: Sequence[str]) -> str:
-    """Rows of plain text as a ``table`` for the packages booktabs and array, ``comments`` above it."""
-    lines = [f"% {visible(comment)}" for comment in comments]
-    lines += [r"\begin{table}", rf"\caption{{{_latex(caption)}}}", r"\footnotesize\setlength{\tabcolsep}{3pt}"]
-    lines += [rf"\begin{{tabular}}{{{_latex_columns(headings, rows)}}}", r"\toprule"]
-    lines.append(" & ".join(map(_latex, headings)) + r" \\")
-    lines.append(r"\midrule")
-    lines += [_shielded(" & ".join(map(_latex, row))) + r" \\" for row in rows]
-    lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
-    return "\n".join(lines) + "\n"
+    """Rows of plain text as a ``table`` for the packages booktabs and array, ``comments`` above it; more of them than a
+    page holds as a ``longtable``, which breaks.
+    """
+    columns, small = _latex_columns(headings, rows), r"\footnotesize\setlength{\tabcolsep}{3pt}"
+    head = [r"\toprule", " & ".join(map(_latex, headings)) + r" \\", r"\midrule"]
+    body = [*(_shielded(" & ".join(map(_latex, row))) + r" \\" for row in rows), r"\bottomrule"]
+    titled = rf"\caption{{{_latex(caption)}}}"
+    if len(rows) > PAGE:
+        head = [r"\begingroup" + small, rf"\begin{{longtable}}{{{columns}}}", titled + r" \\", *head, r"\endhead"]
+        body += [r"\end{longtable}", r"\endgroup"]
+    else:
+        head = [r"\begin{table}", titled, small, rf"\begin{{tabular}}{{{columns}}}", *head]
+        body += [r"\end{tabular}", r"\end{table}"]
+    return "\n".join([*(f"% {visible(comment)}" for comment in comments), *head, *body]) + "\n"
 
 
 def _latex_columns(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -53,6 +53,12 @@ class Sheet:
         return strict({**said, "values": [dict(row) for row in self.values]})  # type: ignore[no-any-return]
 
 
+def even(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], ...]:
+    """Rows of different kinds under one set of columns; what a row lacks is None."""
+    columns = dict.fromkeys(name for row in rows for name in row)
+    return tuple({name: row.get(name) for name in columns} for row in rows)
+
+
 def print_sheet(sheet: Sheet, console: Console | None = None) -> None:
     """Print tables, notes, and the answer last."""
     console = console or Console(highlight=False, emoji=False)
@@ -112,7 +118,7 @@ def save_sheet(sheet: Sheet, folder: Path) -> None:
 
 
 def to_latex(sheet: Sheet) -> str:
-    """Every table of the sheet for the packages booktabs and array, answer and notes as comments above the first."""
+    """Every table of the sheet for the packages booktabs, array and longtable; answer and notes as comments."""
     said: Sequence[str] = (*sheet.answer, *sheet.notes)
     made = []
     for grid in sheet.grids:

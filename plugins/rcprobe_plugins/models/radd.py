@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForMaskedLM
@@ -11,6 +12,7 @@ from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import MaskedLMOutput
 
+from rcprobe.encoding import TRIED, Encoding
 from rcprobe_plugins.datasets.letters import ALPHABET
 from rcprobe_plugins.models.blocks import TinyAdapter, TinyConfig, TinyModel, refuse
 
@@ -108,7 +110,10 @@ class Radd(TinyAdapter):
     def identities(self, model: Any) -> Mapping[str, str]:
         """A model that reads the distance alone can't tell a query from its mirror image, at any depth (Prop. 4.5)."""
         if not model.encoding.reads_distance_only:
-            return {}
+            said = (
+                "mirrored queries have equal scores in one layer, for nothing but their distance tells them of places"
+            )
+            return {"attention_correlation": said} if _scores_mirror(model) else {}
         mirrored = "a model that reads the distance alone answers a mirrored query alike (Prop. 4.5)"
         outcome = f"{mirrored}: a reverse query as the forward one for the same target"
         return {
@@ -117,3 +122,14 @@ class Radd(TinyAdapter):
             "reverse_probability": f"{outcome}, trained or not",
             "accuracy": f"{outcome} over all placements, trained or not",
         }
+
+
+def _scores_mirror(model: Any) -> bool:
+    """Whether a model of one layer scores a mirrored query alike, though its values may tell the two apart."""
+    encoding = model.encoding
+    if len(model.blocks) > 1 or next(encoding.parameters(), None) is not None:
+        return False
+    if any(getattr(type(encoding), name) is not getattr(Encoding, name) for name in ("embed", "rotate")):
+        return False
+    bias = encoding.bias(TRIED)
+    return bias is None or (torch.equal(bias, bias.mT) and torch.equal(bias, bias.flip(-1, -2)))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from rcprobe.report import Report
 from rcprobe.report.correlations import by_distance
 from rcprobe.report.panels import Curves, FigureData, Point, Series
-from rcprobe.report.sheet import Grid, Sheet
+from rcprobe.report.sheet import Grid, Sheet, even
 from rcprobe.theory import expected_worst_case, rope_bound
 from rcprobe_plugins.studies import closed_forms
 from rcprobe_plugins.studies.one_layer import Setting, notes
@@ -92,10 +92,8 @@ def tab5(reports: Mapping[Setting, Report]) -> Sheet:
     )
     figures = (heat_maps(reports), *(overlay(s, r) for s, r in reports.items()))
     title = "Tab. 5 (App. B.3): least mean surrogate at unequal distances"
-    values = (*_records("tab5", frame), *(row for one in compared for row in one.rows()))
-    columns = dict.fromkeys(name for row in values for name in row)
-    even = tuple({name: row.get(name, "") for name in columns} for row in values)
-    return Sheet("tab5", title, answer, grids, even, notes(reports), figures)
+    values = even([*_records("tab5", frame), *(row for one in compared for row in one.rows())])
+    return Sheet("tab5", title, answer, grids, values, notes(reports), figures)
 
 
 def overlay(setting: Setting, report: Report) -> FigureData:

@@ -57,8 +57,9 @@ def _remove(kept: Path) -> None:
 
 def keep_training(path: Path, recordings: Sequence[Recording], described: Mapping[str, Any]) -> None:
     """Write the recordings of seeds, and what was trained. Raises ``RunError``."""
-    arrays = {"steps": np.array([stop.step for stop, _ in recordings[0].stops])}
+    arrays = {}
     for number, recording in enumerate(recordings):
+        arrays[f"{number}/steps"] = np.array([stop.step for stop, _ in recording.stops])  # fewer where it diverged
         arrays[f"{number}/weights"] = np.stack([weights for _, weights in recording.stops])
         arrays[f"{number}/losses"] = np.array([np.nan if c.loss is None else c.loss for c, _ in recording.stops])
     make_folder(path.parent)
@@ -75,13 +76,15 @@ def kept_training(path: Path, described: Mapping[str, Any]) -> list[Recording] |
         with safe_open(path, "numpy") as file:
             there = json.loads(file.metadata()["described"])
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        steps = arrays["steps"].tolist()
         found = [
             Recording(
                 tuple(
                     (Checkpoint(step, None if step == 0 else loss), weights)
                     for step, loss, weights in zip(
-                        steps, arrays[f"{number}/losses"].tolist(), arrays[f"{number}/weights"], strict=True
+                        arrays[f"{number}/steps"].tolist(),
+                        arrays[f"{number}/losses"].tolist(),
+                        arrays[f"{number}/weights"],
+                        strict=True,
                     )
                 )
             )

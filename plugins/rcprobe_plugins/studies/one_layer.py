@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 LENGTHS = (10, 20, 30, 40)  # of Tab. 1
 PAPER = ("absolute", "rope", "alibi")  # of Tab. 2, in its order
-LETTERS, PROBABILITY = "52 letters", "P(right letter | a letter)"
+FULL, LETTERS, PROBABILITY = "full vocabulary", "52 letters", "P(right letter | a letter)"
+LEARNED = 90.0  # % of forward queries under which a seed is named
 Direction = Literal["forward", "reverse"]
 
 
@@ -154,5 +155,20 @@ def rows(reports: "Mapping[Setting, Report]") -> Iterator[dict[str, Any]]:
 
 
 def notes(reports: "Mapping[Setting, Report]") -> tuple[str, ...]:
-    """What must be known first of each setting: seeds that diverged or are stuck, what wasn't measured."""
-    return tuple(f"{setting.label}: {note}" for setting, report in reports.items() for note in report.notes)
+    """What must be known first of each setting: seeds that diverged or are stuck, what wasn't measured, and which seeds
+    know the letters but answer the placeholder in their stead.
+    """
+    said = []
+    for setting, report in reports.items():
+        said += [f"{setting.label}: {note}" for note in report.notes]
+        if setting.model != "radd" or not finished(report):
+            continue
+        found = accuracies(report, setting, FULL, "forward")
+        last = zip(finished(report), found[max(found)], strict=True)
+        low = [f"{run.seed} ({percent:.1f} %)" for run, percent in last if percent < LEARNED]
+        if low:
+            said.append(
+                f"{setting.label}: forward accuracy over the full vocabulary is under {LEARNED:.0f} % in seed "
+                f"{', '.join(low)}; the average keeps it"
+            )
+    return tuple(said)

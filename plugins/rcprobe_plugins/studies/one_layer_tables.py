@@ -1,15 +1,19 @@
 """Tab. 1 and 2 of the paper beside ours: every reading, every seed, along training, and why."""
 
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations, pairwise
 
 import numpy as np
 
 from rcprobe.report import Report, words
-from rcprobe.report.sheet import Grid, Sheet
+from rcprobe.report.sheet import Grid, Sheet, even
+from rcprobe.report.tables import signature_rows
 from rcprobe.signatures import Signature
-from rcprobe.statistics import over_seeds
+from rcprobe.statistics import Estimate, over_seeds
 from rcprobe_plugins.studies.one_layer import (
+    FULL,
+    PAPER,
     PROBABILITY,
     Setting,
     accuracies,
@@ -21,8 +25,8 @@ from rcprobe_plugins.studies.one_layer import (
 from rcprobe_plugins.studies.one_layer_figures import figures
 from rcprobe_plugins.studies.published import published
 
-FULL = "full vocabulary"
 FALL = 5.0  # percentage points under which a mean is called steady
+ROUNDING = 1e-9  # by which a correlation of 1 may miss it
 WHY = ("storage", "attention_correlation", "gradient_alignment")
 Paper = Mapping[Setting, tuple[float, float]]
 Reports = Mapping[Setting, Report]
@@ -34,7 +38,15 @@ EXPLAINED = (
     "masked model's accuracy for the letter from its capital. The paper doesn't say which reading its figures are of.",
     "Storage: was evidence→answer written into the weights? Routing: do forward and reverse attention scores go "
     "together over facts? Dynamics: does a forward step serve the reverse query, beyond the same answer from other "
-    "evidence? Identity: true by construction, trained or not.",
+    "evidence? Identity: true by construction, trained or not. After an effect size d_z stand the means that it "
+    "contrasts, W̃[a, b] and that of other facts; dynamics are cos(matched) − cos(same target, other evidence), and the "
+    "control that of other facts. Where places only add to scores, r of scores is 1 by construction, and r of log "
+    "weights is shown.",
+)
+CAUSAL = (
+    "A causal model's forward accuracy over the full vocabulary is rightly low: after a letter its capital may stand "
+    "at any later place, so what comes next is most often another 0. Greedy to the end: whether it writes the right "
+    "letter when it goes on by itself from the evidence."
 )
 
 
@@ -45,7 +57,8 @@ def tab1(reports: Reports) -> Sheet:
         length = int(row["length"])
         paper[Setting("radd", "rope", length)] = (row["mdm_forward"], row["mdm_reverse"])
         paper[Setting("gpt2-mini", "absolute", length)] = (row["arm_forward"], row["arm_reverse"])
-    return _sheet("tab1", "Tab. 1: masked diffusion with RoPE, and a causal model", reports, paper)
+    sheet = _sheet("tab1", "Tab. 1: masked diffusion with RoPE, and a causal model", reports, paper)
+    return replace(sheet, notes=(*sheet.notes, CAUSAL))
 
 
 def tab2(reports: Reports) -> Sheet:
@@ -57,7 +70,7 @@ def tab2(reports: Reports) -> Sheet:
     sheet = _sheet("tab2", "Tab. 2: which encodings transfer", reports, paper)
     lengths = dict.fromkeys(setting.length for setting in reports)
     order = tuple(_order({s: r for s, r in reports.items() if s.length == length}) for length in lengths)
-    return Sheet(sheet.key, sheet.title, (*order, *sheet.answer), sheet.grids, sheet.values, sheet.notes, sheet.figures)
+    return replace(sheet, answer=(*order, *sheet.answer))
 
 
 def fig3(reports: Reports) -> Sheet:
@@ -66,8 +79,8 @@ def fig3(reports: Reports) -> Sheet:
         "fig3",
         "Fig. 3: score correlation, gradient cosine and probability, with RoPE",
         tuple(_because(reports)),
-        (_why(reports), _training(reports)),
-        tuple(rows(reports)),
+        (_why(reports), _training(reports), _seeds(reports)),
+        _values(reports),
         (*notes(reports), EXPLAINED[1]),
         figures(reports),
     )
@@ -76,7 +89,17 @@ def fig3(reports: Reports) -> Sheet:
 def _sheet(key: str, title: str, reports: Reports, paper: Paper) -> Sheet:
     grids = (_outcome(reports, paper), _why(reports), _training(reports), _seeds(reports))
     answer = (_whole(reports), *_moves(reports), *_because(reports))
-    return Sheet(key, title, answer, grids, tuple(rows(reports)), (*notes(reports), *EXPLAINED), figures(reports))
+    return Sheet(key, title, answer, grids, _values(reports), (*notes(reports), *EXPLAINED), figures(reports))
+
+
+def _values(reports: Reports) -> tuple[Mapping[str, object], ...]:
+    """Accuracy and probability of each seed at each step, and each signature's findings, under one set of columns."""
+    signatures = (
+        {"model": s.model, "encoding": s.encoding, "length": s.length, **row}
+        for s, report in reports.items()
+        for row in signature_rows(report)
+    )
+    return even([*rows(reports), *signatures])
 
 
 def _outcome(reports: Reports, paper: Paper) -> Grid:
@@ -112,7 +135,7 @@ def _why(reports: Reports) -> Grid:
         body.append((setting.label, *found, *["–"] * (len(WHY) - len(found))))
     return Grid(
         "Why: each signature's verdict, estimate and 95 % interval",
-        ("model", "storage", "routing", "dynamics"),
+        ("model", "storage, W̃[a, b]", "routing, r of scores", "dynamics, difference of cosines"),
         tuple(body),
     )
 
@@ -121,8 +144,12 @@ def said_signature(signature: Signature) -> str:
     """A signature in a cell: verdict, estimate, interval, and what it is held against."""
     if not signature.findings:
         return signature.verdict
-    finding = signature.findings[0]
-    return f"{signature.verdict}: {words.interval(finding)}; {words.control(finding)}"
+    first = signature.findings[0]
+    correlations = [f for f in signature.findings if f.condition.statistic == "correlation" and f.condition.judged]
+    # where all are 1, that is the verdict; where some are, the others are what was found
+    finding = next((f for f in correlations if f.estimate.value < 1 - ROUNDING), first)
+    of = "" if finding is first else f"{words.label(finding)} "
+    return f"{signature.verdict}: {of}{words.interval(finding)}; {words.control(finding)}"
 
 
 def _training(reports: Reports) -> Grid:
@@ -165,18 +192,28 @@ def _order(reports: Reports) -> str:
     if not ranked:
         return "No seed finished, so nothing can be said of transfer."
     said = [f"{s.encoding} {_interval(_end(probabilities(reports[s], 'reverse')))} %" for s in ranked]
+    start = f"L = {ranked[0].length}: reverse {PROBABILITY}, mean [95 % interval over seeds]: {', '.join(said)}."
+    paper = [s for s in ranked if s.encoding in PAPER]
+    verdicts = {"Of the paper's encodings": combinations(paper, 2), "Between neighbours": pairwise(ranked)}
+    if paper == ranked:  # there is nobody else
+        del verdicts["Between neighbours"]
+    return " ".join([start, *(_apart(found, who, pairs) for who, pairs in verdicts.items())]).rstrip()
+
+
+def _apart(found: Mapping[Setting, Estimate], who: str, pairs: Iterable[tuple[Setting, Setting]]) -> str:
+    """Between which two of a ranking the seeds decide."""
     between: dict[bool, list[str]] = {True: [], False: []}
-    for better, worse in pairwise(ranked):
+    for better, worse in pairs:
         between[found[better].low > found[worse].high].append(f"{better.encoding} over {worse.encoding}")
     names = {True: "intervals apart", False: "not decided"}
-    verdict = "; ".join(f"{names[apart]}: {', '.join(pairs)}" for apart, pairs in between.items() if pairs)
-    return f"L = {ranked[0].length}: reverse {PROBABILITY}, mean [95 % interval over seeds]: {', '.join(said)}" + (
-        f". Between neighbours, {verdict}." if verdict else "."
-    )
+    verdict = "; ".join(f"{names[apart]}: {', '.join(said)}" for apart, said in between.items() if said)
+    return f"{who}, {verdict}." if verdict else ""
 
 
 def _moves(reports: Reports) -> list[str]:
-    """Whose reverse accuracy fell again along training, in one sentence; none where nobody's did."""
+    """Whose reverse accuracy fell again along training, its seeds' fall clear of zero, in one sentence; none where
+    nobody's did.
+    """
     said = []
     for setting, report in reports.items():
         found = accuracies(report, setting, FULL, "reverse")
@@ -184,11 +221,12 @@ def _moves(reports: Reports) -> list[str]:
         if not means:
             continue
         best, last = max(means, key=lambda step: means[step]), max(means)
-        if means[best] - means[last] >= FALL:
+        fall = over_seeds(np.subtract(found[best], found[last]))
+        if fall.value >= FALL and fall.low > 0:
             said.append(f"{setting.label} {means[best]:.0f} % at step {best}, {means[last]:.0f} % at step {last}")
     if not said:
         return []
-    return [f"Over the full vocabulary it depends on when one stops, and falls again: {'; '.join(said)}."]
+    return [f"Over the full vocabulary it depends on when one stops, and falls again over seeds: {'; '.join(said)}."]
 
 
 def _because(reports: Reports) -> list[str]:

@@ -54,12 +54,14 @@ def condition(size: Size) -> Answer:
     )
     ranks = over_seeds([float(spearmanr(part.rho, part.P).statistic) for _, part in rows.groupby("seed")])
     near = flow[(flow.rho > -0.5) & (flow.rho < 0)].flow.max()
+    above = flow[flow.rho > 0].flow.min()
     says = (
         f"Far out the flow {'turns at ρ = −½ at every distance' if ode else 'does not turn at ρ = −½'} (closed form "
         f"and integrator agree to {flow.off.max():.0e}), but where its forward P is the trained models' "
-        f"{said(forward)}, it has come to {near:.2f} at most between −½ and 0; in trained models the reverse P(right "
-        f"letter | a letter) is {', '.join(f'{said(over_seeds(v))} where ρ is {name}' for name, v in means.items())}, "
-        f"the last two apart by {said(gap)} ({decided}), and its rank correlation with ρ is {said(ranks)}."
+        f"{said(forward)}, it has come to {near:.2f} at most between −½ and 0, and to {above:.2f} at least above 0; in "
+        f"trained models the reverse P(right letter | a letter) is "
+        f"{', '.join(f'{said(over_seeds(v))} where ρ is {name}' for name, v in means.items())}, the last two apart by "
+        f"{said(gap)} ({decided}), and its rank correlation with ρ is {said(ranks)}."
         f"{not_trained(seeds)}"
     )
     rows = rows.sort_values(["rho", "seed"])
