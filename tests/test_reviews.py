@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner
 
@@ -78,6 +79,15 @@ def test_an_order_is_judged_from_enough_seeds_that_have_one():
     assert "4 seeds don't decide" in first_order._held(over_seeds([2.0, 2.01, 1.99, 2.0, math.nan]))
     for wide in ([1.0, 3.0, 1.0, 3.0, 2.0], [1.6, 2.0, 2.0, 2.0, 1.8]):
         assert first_order._held(over_seeds(wide)) == "the data don't decide whether it holds"
+
+
+def test_adamws_first_step_is_torchs():
+    weight = torch.nn.Parameter(torch.randn(5, dtype=torch.float64))
+    before = weight.detach().clone()
+    weight.grad = torch.tensor([3.0, -1e-6, 1e-9, 0.0, -2.0], dtype=torch.float64)
+    torch.optim.AdamW([weight], lr=0.01, weight_decay=0.0).step()
+    step = first_order.adamw_step({"w": -weight.grad}, 0.01)["w"]
+    torch.testing.assert_close(weight.detach() - before, step, rtol=1e-9, atol=1e-15)
 
 
 def test_layers_carry_parts_of_one_whole(answers):

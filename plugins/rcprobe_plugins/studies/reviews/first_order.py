@@ -47,7 +47,7 @@ def step_sizes(size: Size) -> Answer:
     data = size.letters()
     read = [_measured(m, data) for _, _, m, at in trained([cell], size, data) if at.step == stop]
     found = [one.descent for one in read]
-    rows = pd.concat([_rows(seed, f) for seed, f in enumerate(found)], ignore_index=True)
+    rows = pd.concat([_rows(seed, one) for seed, one in enumerate(read)], ignore_index=True)
     orders = {name: over_seeds([_order(f, name) for f in found]) for name in ("first", "second")}
     ratio = [float(f.actual[2] / f.first[2]) if f.first[2] else math.nan for f in found]
     tight = over_seeds([float(f.tightness[0]) for f in found])
@@ -104,10 +104,13 @@ def _measured(m: LoadedModel, data: Dataset) -> Measured:
     pairs = one_per_distance(encode(m, data.facts))
     forward, reverse = (query_loss(m, [getattr(p, way) for p in pairs]) for way in ("forward", "reverse"))
     at = dict(m.model.named_parameters())
-    descent = gradient_step(forward, at, 1.0)
-    adamw = {name: RATES[2] * step / (step.abs() + EPSILON) for name, step in descent.items()}
-    learned = outcomes(m, data)["forward P"]
-    return Measured(first_order(forward, reverse, at, RATES), change_along(reverse, at, adamw), learned)
+    adamw = change_along(reverse, at, adamw_step(gradient_step(forward, at, 1.0), RATES[2]))
+    return Measured(first_order(forward, reverse, at, RATES), adamw, outcomes(m, data)["forward P"])
+
+
+def adamw_step(descent: Parameters, rate: float) -> dict[str, Tensor]:
+    """AdamW's first step where the gradient is −``descent``, without weight decay."""
+    return {name: rate * step / (step.abs() + EPSILON) for name, step in descent.items()}
 
 
 def _error(found: FirstOrder, name: str) -> NDArray[np.float64]:
@@ -125,11 +128,14 @@ def _order(found: FirstOrder, name: str) -> float:
     return float(np.polyfit(np.log(found.rates[kept]), np.log(error[kept]), 1)[0])
 
 
-def _rows(seed: int, found: FirstOrder) -> pd.DataFrame:
+def _rows(seed: int, read: Measured) -> pd.DataFrame:
+    found = read.descent
     errors = {name: _error(found, name) for name in ("first", "second")}
     logs = {f"log error, {name}": np.log10(np.where(e > 0, e, np.nan)) for name, e in errors.items()}
     columns = {"rate": found.rates, "actual": found.actual, "first": found.first, "second": found.second}
-    return pd.DataFrame({"seed": seed, "log rate": np.log10(found.rates), **columns, **logs})
+    one = {"forward P": read.forward}
+    adamw = {f"AdamW at {RATES[2]:g}, actual": read.adamw.actual, f"AdamW at {RATES[2]:g}, first": read.adamw.first}
+    return pd.DataFrame({"seed": seed, "log rate": np.log10(found.rates), **columns, **logs, **one, **adamw})
 
 
 def _scaled(by: float, values: Sequence[float]) -> str:
