@@ -1,4 +1,4 @@
-"""The reviewers' questions on models too small to say anything: what must hold whatever was learned."""
+"""The readers' questions on models too small to say anything: what must hold whatever was learned."""
 
 import json
 import math

@@ -124,7 +124,7 @@ def telling(size: Size) -> Answer:
     )
     panel = Dots(
         "Rank correlation with reverse P at the end",
-        "Spearman's ρ over models, intervals over encodings",
+        "rank correlation over models, intervals over encodings",
         (_dots("signature at the end", "forward", after), _dots("signature before training", "control", before)),
     )
     how = "Points are Spearman's rank correlations over models, with 95 % bootstrap intervals over encodings."

@@ -38,7 +38,7 @@ def encodings(size: Size) -> Answer:
     decided = verdict(gap, "the first two transfer more", "the last two transfer more", "which two transfer more")
     left = verdict(
         over_seeds(list(absolute - CHANCE)),
-        "the last two are above chance, so that mitigation doesn't vanish without relative positions",
+        "the last two are above chance, so that at this stop mitigation hasn't vanished without relative positions",
         "the last two are below chance",
         "whether any mitigation is left without relative positions",
     )
