@@ -40,8 +40,8 @@ EXPLAINED = (
     "together over facts? Dynamics: does a forward step serve the reverse query, beyond the same answer from other "
     "evidence? Identity: true by construction, trained or not. After an effect size d_z stand the means that it "
     "contrasts, W̃[a, b] and that of other facts; dynamics are cos(matched) − cos(same target, other evidence), and the "
-    "control that of other facts. Where places only add to scores, r of scores is 1 by construction, and r of log "
-    "weights is shown.",
+    "control is the latter. Where places only add to scores, r of scores is 1 by construction, and r of log weights is "
+    "shown.",
 )
 CAUSAL = (
     "A causal model's forward accuracy over the full vocabulary is rightly low: after a letter its capital may stand "
