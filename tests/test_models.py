@@ -452,6 +452,15 @@ def test_identities_hold_where_they_are_claimed():
     assert Radd().identities(build(Radd, "turned-values", depth=2)) == {}  # the second layer reads what values carry
 
 
+def test_no_encoding_is_asked_for_more_places_than_the_model_has():
+    model = build(Radd, "turned-values", depth=1, max_length=8)
+    table = model.encoding.bias(8)
+    model.encoding.bias = lambda length: table[..., range(length), :][
+        ..., range(length)
+    ]  # a table, as a plugin's may be
+    assert set(Radd().identities(model)) == {"attention_correlation"}
+
+
 @pytest.mark.parametrize(("encoding", "mirrors"), [("turned-values", True), ("nope", True), ("t5", False)])
 def test_scores_and_weights_mirror_in_one_layer_where_it_is_claimed(encoding, mirrors):
     m = load("radd", options={"encoding": encoding, "width": 16}, seed=0)

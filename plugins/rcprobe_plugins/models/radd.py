@@ -131,5 +131,5 @@ def _scores_mirror(model: Any) -> bool:
         return False
     if any(getattr(type(encoding), name) is not getattr(Encoding, name) for name in ("embed", "rotate")):
         return False
-    bias = encoding.bias(TRIED)
+    bias = encoding.bias(min(TRIED, model.config.max_length))
     return bias is None or (torch.equal(bias, bias.mT) and torch.equal(bias, bias.flip(-1, -2)))
