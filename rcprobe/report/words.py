@@ -91,14 +91,14 @@ def control(finding: Finding) -> str:
 
 
 def effect(finding: Finding) -> str:
-    """The effect sizes that the estimate isn't: d_z and P(matched > control), or the correlation itself."""
+    """The effect sizes that the estimate isn't: d_z and how often a fact beats its control, or a correlation."""
     if finding.condition.statistic == "correlation":
         return f"r {number(finding.estimate.value)}"
     known = math.isnan(finding.d_z) or finding.condition.statistic == "effect_size"
     beyond = abs(finding.d_z) > HUGE  # all facts are alike but for rounding, as where a value holds by construction
     parts = [] if known else [f"|d_z| > {HUGE}" if beyond else f"d_z {number(finding.d_z)}"]
     if not math.isnan(finding.superior):
-        parts.append(f"P {finding.superior:.2f}")
+        parts.append(f"wins {finding.superior:.2f}")
     return ", ".join(parts) or "–"
 
 

@@ -59,7 +59,7 @@ def legend(reports: Mapping[str, Report]) -> list[str]:
         "Brackets hold the 95 % interval over seeds. "
         "Controls: storage and outcome, other letters in the answer's place; "
         "routing, facts shuffled between directions; dynamics, the same answer asked from another letter. "
-        "Storage grows in logits. d_z: effect in standard deviations; P: how often a fact beats its control.",
+        "Storage grows in logits. d_z: effect in standard deviations; wins: how often a fact beats its control.",
         f"{LETTERS}: the answer competes with the other letters; {EVERYTHING}: with the placeholder 0 too. "
         f"{WRITTEN}: whether a causal model writes the answer anywhere after the letter it is given.",
         "identity: true by construction, trained or not, and so no evidence of learning.",

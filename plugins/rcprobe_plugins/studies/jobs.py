@@ -59,10 +59,12 @@ def start_server() -> None:
     untuned = "GLIBC_TUNABLES" not in os.environ
     if untuned:  # large pages, for the server alone: a training is a tenth faster
         os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
-    forkserver.ensure_running()
-    if untuned:
-        del os.environ["GLIBC_TUNABLES"]
-    signal.signal(signal.SIGINT, handler)
+    try:
+        forkserver.ensure_running()
+    finally:
+        if untuned:
+            del os.environ["GLIBC_TUNABLES"]
+        signal.signal(signal.SIGINT, handler)
 
 
 def run_jobs(jobs: Sequence[Job], progress: Callable[[int, float], None]) -> "list[list[SeedRun]]":
