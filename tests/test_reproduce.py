@@ -302,8 +302,8 @@ def test_one_recipe_serves_every_encoding_of_a_length():
     for length, steps in ((10, 10_000), (20, 10_000), (30, 10_000), (40, 15_000)):
         assert {recipe(Setting("radd", name, length)).steps for name in encodings()} == {steps}
         assert recipe(Setting("radd", "rope", length), quick=True).steps == 3_000
-        clips = {recipe(Setting("radd", name, length), quick).clip for name in encodings() for quick in (True, False)}
-        assert clips == {1.0 if length == 10 else 30.0}
+        recipes = [recipe(Setting("radd", name, length), quick) for name in encodings() for quick in (True, False)]
+        assert {(train.clip, train.warmup) for train in recipes} == {(1.0, 100) if length == 10 else (30.0, 1000)}
     assert [recipe(Setting("gpt2-mini", "absolute", length)).steps for length in (10, 20, 40)] == [10_000, 5000, 5000]
 
 
