@@ -64,7 +64,7 @@ def _query(m: LoadedModel, fact: Fact, template: int, direction: Direction, *, a
     target_positions, reason = _locate(text, offsets, target_span, "target")
     evidence_positions, evidence_reason = _locate(text, offsets, evidence_span, "evidence")
     reason = reason or evidence_reason or _unknown(m.tokenizer, ids, target_positions + evidence_positions)
-    reason = reason or _unaskable(m, len(ids), target_positions, evidence_positions)
+    reason = reason or unreadable(m, ids) or _unaskable(m, len(ids), target_positions, evidence_positions)
     if reason is not None:
         return replace(empty, unsupported=reason)
     texts = tuple(fact.a_answers if asks_a else fact.b_answers)
@@ -103,6 +103,18 @@ def _unaskable(m: LoadedModel, length: int, target: tuple[int, ...], evidence: t
         return "a causal model can't see evidence that stands after its target"
     if adapter.objective == "masked" and adapter.shift and row in evidence:
         return "the row that predicts the target lies inside the evidence"
+    return None
+
+
+def unreadable(m: LoadedModel, ids: Sequence[int]) -> str | None:
+    """Why a model can't read the tokens of a text without masks, or None: its tokenizer may be another model's."""
+    if max(ids, default=0) >= m.vocabulary:
+        return (
+            f"the tokenizer gives {m.tokenizer.convert_ids_to_tokens(max(ids))!r} the id {max(ids)}, and the model's "
+            f"vocabulary is {m.vocabulary}; use the tokenizer that belongs to the model, or a model with a larger one"
+        )
+    if m.mask_id in ids:
+        return f"the text holds {m.tokenizer.convert_ids_to_tokens(m.mask_id)!r}, which is the mask (id {m.mask_id})"
     return None
 
 

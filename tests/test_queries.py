@@ -31,11 +31,15 @@ class Causal(Adapter):
 
 
 class Nothing(nn.Module):
-    """`encode` asks the model for its longest prompt, and nothing else."""
+    """`encode` asks the model for its longest prompt and its vocabulary, and nothing else."""
 
     def __init__(self, max_length):
         super().__init__()
         self.config = SimpleNamespace(max_position_embeddings=max_length)
+        self.embedding = nn.Embedding(1000, 1)
+
+    def get_input_embeddings(self):
+        return self.embedding
 
 
 def using(tokenizer, adapter=Masked, max_length=64):
@@ -314,6 +318,19 @@ def test_what_the_tokenizer_does_not_know():
     context = one(m, Fact("Anna", "Bob", "{a} knows {b}", "{b} knows {a}"))
     assert context.unsupported is None  # an unknown word elsewhere does no harm
     assert "[UNK]" in shown(m, context.forward)
+
+
+def test_an_alphabet_larger_than_the_vocabulary():
+    """The model knows 0abAB and its mask; to the tokenizer the mask's id is a letter."""
+    small = rcprobe.load("radd", options={"alphabet": "0abAB"})
+    m = using(characters().tokenizer)
+    m.model.embedding = small.model.embed_tokens
+    pair = one(m, Fact("a", "B", "0{a}0{b}", "0{b}0{a}"))
+    assert "gives 'B' the id 28, and the model's vocabulary is 6; use the tokenizer that" in pair.unsupported
+    own = rcprobe.load("radd", options={"alphabet": "0abAB"}, tokenizer=character_tokenizer("0abAB", mask=True))
+    held = one(own, Fact("a", "b", "{a}" + own.tokenizer.mask_token + "{b}", "{b}0{a}"))
+    assert held.forward.unsupported == "the text holds '[MASK]', which is the mask (id 5)"
+    assert held.reverse.unsupported is None
 
 
 def test_an_answer_that_the_tokenizer_does_not_know_is_no_crash():

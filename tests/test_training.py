@@ -9,6 +9,7 @@ from rcprobe.training import train
 from rcprobe.training.objectives import LEAST_NOISE, OBJECTIVES, Statements, training_loss
 from rcprobe.training.statements import forward_statements
 from rcprobe.training.trainer import Average
+from rcprobe_plugins.datasets.characters import character_tokenizer
 
 FACTS = [Fact(c, c.upper(), ("{a}0{b}", "0{a}{b}"), ("{b}0{a}", "{b}{a}0")) for c in "abcd"]
 
@@ -152,3 +153,9 @@ def test_averages_of_half_precision_weights_move():
 def test_a_statement_that_the_tokenizer_cannot_read_is_named():
     with pytest.raises(DataError, match=r"tokenizer can't read 'Oslo and Norway'"):
         forward_statements(tiny(), [Fact("Oslo", "Norway", "{a} and {b}", "{b} and {a}")])
+
+
+def test_an_alphabet_larger_than_the_vocabulary_is_refused_by_training():
+    m = load("gpt2-mini", options={"alphabet": "0abAB"}, tokenizer=character_tokenizer("0abcABC", mask=False))
+    with pytest.raises(DataError, match=r"can't read '0c0C': the tokenizer gives 'C' the id 6, .* vocabulary is 5"):
+        forward_statements(m, [Fact("c", "C", "0{a}0{b}", "0{b}0{a}")])

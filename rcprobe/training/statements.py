@@ -9,6 +9,7 @@ from torch import Tensor
 from rcprobe.errors import DataError
 from rcprobe.facts import Fact, Span
 from rcprobe.loaded import LoadedModel
+from rcprobe.queries import unreadable
 from rcprobe.training.config import TrainConfig
 
 
@@ -28,9 +29,13 @@ def forward_statements(m: LoadedModel, facts: Sequence[Fact]) -> tuple[Int[Tenso
 
 def _tokens(m: LoadedModel, text: str) -> list[int]:
     try:
-        return list(m.encoding(text).ids)
+        ids = list(m.encoding(text).ids)
     except Exception as error:
         raise DataError(f"training: {m.source}'s tokenizer can't read {text!r} ({error})") from error
+    reason = unreadable(m, ids)
+    if reason is not None:
+        raise DataError(f"training: {m.source} can't read {text!r}: {reason}")
+    return ids
 
 
 def maskable_tokens(
