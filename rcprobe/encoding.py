@@ -85,7 +85,7 @@ def misdeclared(encoding: Encoding, width: int, heads: int, max_length: int) -> 
     x = torch.randn(1, length, width, generator=generator, dtype=torch.float64)
     maps = torch.randn(3, width, width, generator=generator, dtype=torch.float64) / width**0.5
     with torch.no_grad():
-        wrong = _misshapen(moved, x, heads)
+        wrong = _misshapen(moved, x, heads) or _crooked(moved, x, heads)
         if wrong:
             return wrong
         there, back = _attend(moved, x, maps, heads), _attend(moved, x.flip(1), maps, heads)
@@ -129,6 +129,15 @@ def _misshapen(encoding: Encoding, x: Float[Tensor, "1 L W"], heads: int) -> str
     for method, (found, wanted) in shapes.items():
         if found != wanted:
             return f"{method} gives shape {tuple(found or ())}; the contract wants {tuple(wanted or ())}"
+    return ""
+
+
+def _crooked(encoding: Encoding, x: Float[Tensor, "1 L W"], heads: int) -> str:
+    """Which method isn't linear in the values: storage is read off linear maps."""
+    one, other = _heads(x, heads), _heads(x.roll(1, dims=2), heads)
+    for method in (encoding.place, encoding.read):
+        if not _close(method(one + 2 * other), method(one) + 2 * method(other)):
+            return f"{method.__name__} isn't linear; the contract wants it linear in the values"
     return ""
 
 

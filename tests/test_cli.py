@@ -409,6 +409,16 @@ def register_models(register):
     register("half", "no_such_module:Half")
 """,
     "never": "1 / 0\n",
+    "silent": """
+import rcprobe
+
+class Silent(rcprobe.Encoding):
+    reads_distance_only = True
+
+@rcprobe.hookimpl
+def register_encodings(register):
+    register("quiet", "silent:Silent")
+""",
 }
 
 
@@ -426,10 +436,10 @@ for line in sys.argv[1:]:
         print("ended", ended.code)
 """
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
-    switches = {"RCPROBE_PLUGINS": "quits,half_there,never", "RCPROBE_DISABLE_PLUGINS": "never"}
-    lines = ("plugins list", "plugins show quits", "plugins show half", "plugins show never")
+    switches = {"RCPROBE_PLUGINS": "quits,half_there,never,silent", "RCPROBE_DISABLE_PLUGINS": "never"}
+    lines = ("plugins list", *(f"plugins show {name}" for name in ("quits", "half", "never", "quiet")))
     done = python("-c", script, *lines, env={**os.environ, **switches, "PYTHONPATH": path})
-    listed, left_out, broken, disabled = (part.split() for part in done.stdout.split("ended ")[:4])
+    listed, left_out, broken, disabled, lacking = (part.split() for part in done.stdout.split("ended ")[:5])
     text = " ".join(listed)
     for state in ("quits unknown distribution left out", "never unknown distribution disabled", "distribution loaded"):
         assert state in text
@@ -438,7 +448,8 @@ for line in sys.argv[1:]:
     assert "state broken: plugin 'half_there'" in " ".join(broken)
     assert "No module named 'no_such_module'" in " ".join(broken)
     assert "state disabled" in " ".join(disabled)
-    assert [part.split()[0] for part in done.stdout.split("ended ")[1:]] == ["None", "1", "1", "None"]
+    assert [part.split()[0] for part in done.stdout.split("ended ")[1:]] == ["None", "1", "1", "None", "1"]
+    assert "state broken: encoding 'quiet' lacks a declaration: set values_carry_position" in " ".join(lacking)
 
 
 # --- stopping ---

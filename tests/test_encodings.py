@@ -182,6 +182,15 @@ def test_a_method_of_another_shape_is_named(members, named):
     assert named in misdeclared(type("Mine", (Whole,), members)(8, 2, 8), 8, 2, 8)
 
 
+@pytest.mark.parametrize("method", ["place", "read"])
+def test_values_that_are_not_read_linearly_are_refused(method):
+    for crooked in (torch.tanh, lambda x: x + 1):
+        members = {method: lambda self, x, crooked=crooked: crooked(x)}
+        members[method].__name__ = method
+        named = f"{method} isn't linear; the contract wants it linear in the values"
+        assert misdeclared(type("Mine", (Whole,), members)(8, 2, 8), 8, 2, 8) == named
+
+
 def test_loading_refuses_a_misdeclared_encoding(monkeypatch):
     monkeypatch.setattr(T5, "reads_distance_only", True)
     with pytest.raises(VerificationError, match="encoding: T5: it declares reads_distance_only = True, but"):

@@ -12,9 +12,10 @@ import pytest
 from rich.console import Console
 
 from rcprobe import TrainConfig
-from rcprobe.errors import DataError, RunChangedError, UnknownNameError, UsageError
+from rcprobe.encoding import Encoding
+from rcprobe.errors import DataError, PluginError, RunChangedError, UnknownNameError, UsageError
 from rcprobe.metrics import Condition
-from rcprobe.plugins import registry
+from rcprobe.plugins import Entry, registry
 from rcprobe.report.sheet import Grid, Sheet, print_sheet, save_sheet, to_latex
 from rcprobe.signatures import Finding, Signature
 from rcprobe.statistics import over_seeds
@@ -305,6 +306,19 @@ def test_one_recipe_serves_every_encoding_of_a_length():
         recipes = [recipe(Setting("radd", name, length), quick) for name in encodings() for quick in (True, False)]
         assert {(train.clip, train.warmup) for train in recipes} == {(1.0, 100) if length == 10 else (30.0, 1000)}
     assert [recipe(Setting("gpt2-mini", "absolute", length)).steps for length in (10, 20, 40)] == [10_000, 5000, 5000]
+
+
+class Silent(Encoding):
+    reads_distance_only = True
+
+
+def test_an_encoding_that_lacks_part_of_its_contract_is_named_before_anything_is_trained(tmp_path, monkeypatch):
+    names = registry()
+    mine = Entry("encodings", "silent", f"{__name__}:Silent", names.entry("encodings", "rope").origin)
+    monkeypatch.setattr(names, "entries", [*names.entries, mine])
+    with pytest.raises(PluginError, match="encoding 'silent' lacks a declaration: set values_carry_position"):
+        train_settings([ROPE, replace(ROPE, encoding="silent")], 1, kept=tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_bad_requests_are_refused(tmp_path):

@@ -122,7 +122,12 @@ def _looked_at(entry: Entry) -> dict[str, Any]:
     """An entry, and what is found where it points."""
     row = _described(entry)
     try:
-        return {**row, "description": _first_line(registry().get(entry.kind, entry.name))}
+        thing = registry().get(entry.kind, entry.name)
+        if entry.kind == "encodings":
+            from rcprobe.encoding import Encoding, encoding_options
+
+            encoding_options(entry.name, registry().checked(entry.kind, entry.name, Encoding))
+        return {**row, "description": _first_line(thing)}
     except PluginError as error:
         return {**row, "description": "", "state": "broken", "error": str(error)}
 

@@ -88,7 +88,8 @@ def train_settings(
     """Train every setting as ``train`` says, on seeds 0 … ``seeds`` − 1, probe it, and judge it.
 
     What is trained goes into the folder ``kept``, and what that holds already isn't trained again.
-    Raises ``DataError`` for a length without room for a pair, ``UnknownNameError`` for an encoding nobody registered,
+    Before anything is trained, raises ``DataError`` for a length without room for a pair, ``UnknownNameError`` for an
+    encoding nobody registered, ``PluginError`` or ``VerificationError`` for one that lacks part of its contract. Raises
     ``RunError`` or ``RunChangedError`` for a kept training that is damaged or another one.
     """
     from rcprobe_plugins.studies.jobs import Job, start_server
@@ -98,6 +99,7 @@ def train_settings(
         registry().entry("encodings", setting.encoding)
         letters(setting.length)
     start_server()
+    _try_out(settings)
     longest_first = sorted(dict.fromkeys(settings), key=lambda s: -s.length)  # so that no core waits at the end
     jobs = [
         Job(
@@ -108,6 +110,14 @@ def train_settings(
     ]  # fmt: skip
     reports = dict(zip(longest_first, run_reports(jobs, show), strict=True))
     return {s: reports[s] for s in settings}
+
+
+def _try_out(settings: Sequence[Setting]) -> None:
+    """Build a model with each encoding; that takes a moment, and a worker would only fail when its turn comes."""
+    from rcprobe.loading import load
+
+    for model, encoding in dict.fromkeys((s.model, s.encoding) for s in settings):
+        load(model, options={"encoding": encoding})
 
 
 def accuracies(report: "Report", setting: Setting, reading: str, direction: Direction) -> dict[int, list[float]]:
