@@ -1,7 +1,9 @@
 """The readers' questions on models too small to say anything: what must hold whatever was learned."""
 
+import html
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -18,7 +20,7 @@ from rcprobe_plugins.studies import reproduce
 from rcprobe_plugins.studies.reviews import first_order, flow, layers, split, variants
 from rcprobe_plugins.studies.reviews.answer import paired, said, series, verdict
 from rcprobe_plugins.studies.reviews.cells import Cell, Size, table, trained
-from rcprobe_plugins.studies.reviews.questions import QUESTIONS, reviews
+from rcprobe_plugins.studies.reviews.questions import QUESTIONS, reviews, save_answer, save_answers
 
 TRAIN = TrainConfig(steps=8, lr=1e-2, batch_size=16, warmup=1, probe_at=(6,))  # (e) trains for fewer steps
 TINY = Size(length=3, width=8, seeds=2, train=TRAIN)
@@ -128,10 +130,27 @@ def test_the_split_adds_up_to_what_autograd_finds(monkeypatch):
     assert not np.allclose(start.share, answer.rows[answer.rows.trained == "trained"].share)
 
 
-def test_a_seed_that_diverges_ends_the_question_by_name():
+def test_a_seed_that_diverges_ends_its_question_by_name_and_no_other(tmp_path):
     wild = Cell("rope", {"encoding": "rope"}, TrainConfig(steps=3, lr=1e38, warmup=0, batch_size=4))
-    with pytest.raises(TrainingError, match="seed 0"):
+    with pytest.raises(TrainingError, match=r"rope: training diverged: .* seed 0"):
         list(trained([wild], TINY, TINY.letters()))
+    hot = replace(TINY, train=replace(TRAIN, lr=1e38, warmup=0))
+    diverged, other = (next(reviews(size, letter)) for size, letter in ((hot, "d"), (TINY, "e")))
+    assert diverged.says.startswith("Not answered. rope, all: training diverged: ")
+    assert "seed 0" in diverged.says
+    save_answers([diverged, other], tmp_path)
+    page = (tmp_path / "reviews.html").read_text()
+    assert "Not drawn: the question wasn&#39;t answered." in page
+    assert other.says in html.unescape(page)
+    save_answer(diverged, tmp_path)
+
+
+def test_the_answers_are_one_table_in_latex(answers, tmp_path):
+    save_answers(list(answers.values()), tmp_path)
+    table = (tmp_path / "reviews.tex").read_text()
+    assert all(answer.asked.split()[0] in table for answer in answers.values())
+    body = [line for line in table.splitlines() if not line.startswith("%")]
+    assert not {character for line in body for character in line if ord(character) > 255} - set("–’")
 
 
 def test_a_table_has_a_row_for_each_cell_seed_and_step():
@@ -179,7 +198,8 @@ def test_the_command_prints_sentences_and_keeps_values_and_figures(tmp_path, mon
     (said_,) = json.loads(found.stdout)["reviews"]
     assert said_["question"] == "e"
     assert {path.name for path in folder.iterdir()} == {
-        f"reviews-e{end}" for end in (".json", ".csv", "-values.csv", ".svg", ".png", ".pdf")
+        *(f"reviews-e{end}" for end in (".json", ".csv", "-values.csv", ".svg", ".png", ".pdf")),
+        *("reviews.tex", "reviews.html"),
     }
     assert len(pd.read_csv(folder / "reviews-e-values.csv")) == 14
 

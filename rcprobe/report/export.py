@@ -21,6 +21,7 @@ _LATEX = {
     "←": r"$\leftarrow$",
     "δ": r"$\delta$",
     "Δ": r"$\Delta$",
+    "ρ": r"$\rho$",
     "≤": r"$\leq$",
     "≥": r"$\geq$",
     "W̃": r"$\tilde W$",

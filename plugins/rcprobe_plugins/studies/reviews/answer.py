@@ -29,7 +29,8 @@ class Answer:
 
     def figure(self) -> FigureData:
         """The figure under the question's letter."""
-        return FigureData(f"reviews-{self.question}", self.asked, self.says, self.how, self.panels)
+        missing = "" if self.panels else "the question wasn't answered"
+        return FigureData(f"reviews-{self.question}", self.asked, self.says, self.how, self.panels, missing)
 
 
 def shown(values: Sequence[float]) -> str:

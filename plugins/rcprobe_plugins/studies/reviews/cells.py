@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from rcprobe.errors import TrainingError
 from rcprobe.facts import Dataset
 from rcprobe.loaded import LoadedModel
 from rcprobe.loading import load
@@ -59,15 +60,21 @@ Trained = tuple[Cell, int, LoadedModel, Checkpoint]
 
 
 def trained(cells: Sequence[Cell], size: Size, data: Dataset) -> Iterator[Trained]:
-    """Train every cell over the seeds, and give each model at each probed step (cell, seed, model, stop)."""
+    """Train every cell over the seeds, and give each model at each probed step (cell, seed, model, stop).
+
+    Raises ``TrainingError`` naming the cell and the seed whose loss isn't finite.
+    """
     recorded = _recorded(cells, replace(size, progress=None), data)  # workers take no callback
     for number, (cell, recordings) in enumerate(zip(cells, recorded, strict=True)):
         if size.progress is not None:
             size.progress(number, len(cells))
         for seed, recording in enumerate(recordings):
             m = _model(cell, size, seed)
-            for stop in recording.replay(m, data.facts, cell.train, seed):
-                yield cell, seed, m, stop
+            try:
+                for stop in recording.replay(m, data.facts, cell.train, seed):
+                    yield cell, seed, m, stop
+            except TrainingError as error:
+                raise TrainingError(f"{cell.label}: {error}") from error
     if size.progress is not None:
         size.progress(1, 1)
 

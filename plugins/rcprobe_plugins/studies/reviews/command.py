@@ -9,7 +9,7 @@ from rcprobe.progress import Display
 from rcprobe_plugins.studies.jobs import cores
 from rcprobe_plugins.studies.reviews.answer import Answer
 from rcprobe_plugins.studies.reviews.cells import QUICK, Size
-from rcprobe_plugins.studies.reviews.questions import QUESTIONS, reviews, save_answer
+from rcprobe_plugins.studies.reviews.questions import QUESTIONS, reviews, save_answer, save_answers
 
 
 def answer_questions(
@@ -17,25 +17,23 @@ def answer_questions(
 ) -> list[dict[str, str]]:
     """Answer questions by their letters (all for none), one after another: question, what was asked, what ours says.
 
-    ``folder`` gets values, figures and sentences. Raises ``UnknownNameError`` for a letter of no question.
+    ``folder`` gets values, figures and sentences, after each answer. Raises ``UnknownNameError`` for a letter of no
+    question.
     """
     size = replace(QUICK if quick else Size(), workers=cores())
     size = size if seeds is None else replace(size, seeds=seeds)
     asked = list(letters) or list(QUESTIONS)
-    answers = []
+    answers: list[Answer] = []
     with Display(show) as display:
         found = reviews(replace(size, progress=display.bar(f"{size.seeds} seeds a model")), asked)
         questions = display.bar("questions")
         for number, answer in enumerate(found):
-            answers.append(_answered(answer, folder, show))
+            answers.append(answer)
+            if show:
+                typer.echo(f"({answer.question}) {answer.asked}\n    {answer.says}")
+            if folder is not None:
+                save_answer(answer, folder)
+                save_answers(answers, folder)
             if questions is not None:
                 questions(number + 1, len(asked))
-    return answers
-
-
-def _answered(answer: Answer, folder: Path | None, show: bool) -> dict[str, str]:
-    if show:
-        typer.echo(f"({answer.question}) {answer.asked}\n    {answer.says}")
-    if folder is not None:
-        save_answer(answer, folder)
-    return {"question": answer.question, "asked": answer.asked, "says": answer.says}
+    return [{"question": answer.question, "asked": answer.asked, "says": answer.says} for answer in answers]

@@ -1,9 +1,15 @@
 """The questions by letter, and what asking them writes."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from rcprobe.errors import UnknownNameError
+import pandas as pd
+
+from rcprobe.errors import TrainingError, UnknownNameError
+from rcprobe.files import whole, write_bytes, write_json
+from rcprobe.report.figures import installed, write_figures
+from rcprobe.report.sheet import Grid, Sheet, page, to_latex
 from rcprobe_plugins.studies.reviews.answer import Answer
 from rcprobe_plugins.studies.reviews.cells import Size
 from rcprobe_plugins.studies.reviews.first_order import step_sizes
@@ -35,16 +41,22 @@ def known_questions(letters: Sequence[str]) -> None:
 def reviews(size: Size, questions: Sequence[str] = tuple(QUESTIONS)) -> Iterator[Answer]:
     """The answers to the named questions, one by one as they are found. Raises ``UnknownNameError`` before any."""
     known_questions(questions)
-    return (QUESTIONS[letter](size) for letter in questions)
+    return (_answer(letter, size) for letter in questions)
+
+
+def _answer(letter: str, size: Size) -> Answer:
+    """The answer, or that a model diverged: a mean without it would be of those that didn't."""
+    try:
+        return QUESTIONS[letter](size)
+    except TrainingError as error:
+        asked = (QUESTIONS[letter].__doc__ or "").split("\n")[0].removeprefix(f"({letter}) ")
+        return Answer(letter, asked, f"Not answered. {error}.", pd.DataFrame(), ())
 
 
 def save_answer(answer: Answer, folder: Path) -> None:
     """Write an answer's sentence (JSON), every value (CSV) and, where matplotlib is installed, its figure with the
     figure's numbers. Raises ``RunError`` naming a file that can't be written.
     """
-    from rcprobe.files import whole, write_json
-    from rcprobe.report.figures import installed, write_figures
-
     data = answer.figure()
     said = {"question": answer.question, "asked": answer.asked, "says": answer.says}
     write_json(folder / f"{data.key}.json", said)
@@ -52,3 +64,17 @@ def save_answer(answer: Answer, folder: Path) -> None:
         answer.rows.to_csv(temporary, index=False)
     if installed():
         write_figures([data], folder)
+
+
+def save_answers(answers: Sequence[Answer], folder: Path) -> None:
+    """Write all answers as a table (LaTeX) and, where matplotlib is installed, as a page with their figures (HTML).
+    Raises ``RunError`` naming a file that can't be written.
+    """
+    rows = tuple((answer.question, answer.asked, answer.says) for answer in answers)
+    grid = Grid("Each question and what was found", ("", "question", "finding"), rows)
+    says = ("Each question's finding stands in the table with its 95 % interval, and its figure below.",)
+    figures = tuple(replace(answer.figure(), says="") for answer in answers)
+    sheet = Sheet("reviews", "What readers of the paper ask", says, (grid,), (), figures=figures)
+    write_bytes(folder / "reviews.tex", to_latex(sheet).encode())
+    if installed():
+        write_bytes(folder / "reviews.html", page(sheet).encode())
