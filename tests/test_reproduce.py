@@ -29,7 +29,7 @@ from rcprobe_plugins.studies.one_layer import (
     rows,
     train_settings,
 )
-from rcprobe_plugins.studies.one_layer_figures import correlation_map, cosines, figures, mean_map
+from rcprobe_plugins.studies.one_layer_figures import correlation_map, cosines, figures, maps
 from rcprobe_plugins.studies.reproduce import TABLES, command, settings_of
 
 ROPE, ALIBI, ARM = (Setting("radd", "rope", 4), Setting("radd", "alibi", 4), Setting("gpt2-mini", "absolute", 4))
@@ -72,6 +72,8 @@ def test_tables_say_what_the_paper_printed_and_every_seed(reports):
     assert {row[2] for row in outcome.rows if row[1] != PROBABILITY} == {"99.3 / 43.1", "–"}
     assert why.rows[1][2].startswith("identity: 1.00")
     assert training.headings[2:] == ("step 0", "step 3", "step 6")
+    readings = ["full vocabulary", "52 letters", "26 letters", PROBABILITY]
+    assert [row[1] for row in training.rows if row[0] == "alibi, L = 4"] == readings
     assert seeds.headings[1:] == ("seed 0", "seed 1")
     answer = " ".join(sheet.answer)
     assert "rope, L = 10" in answer
@@ -136,10 +138,11 @@ def test_a_seed_that_failed_stays_in_the_table(reports):
 
 
 def test_scores_of_an_encoding_that_reads_distance_alone_correlate_fully(reports):
-    distances, r = mean_map(reports[ALIBI])
+    found = maps(reports[ALIBI])
+    distances, r = found.distances, found.mean
     assert distances.tolist() == [1, 2, 3]
     np.testing.assert_allclose(r, 1.0, atol=1e-5)
-    assert np.abs(mean_map(reports[ROPE])[1]).min() < 0.999
+    assert np.abs(maps(reports[ROPE]).mean).min() < 0.999
 
 
 def test_the_map_is_numpys_correlation_over_facts(reports):
@@ -166,7 +169,7 @@ def test_each_model_has_one_curve_of_the_accuracy_that_its_table_shows(reports):
 
 
 def test_a_causal_model_has_no_map_and_no_cosine_both_ways(reports):
-    assert mean_map(reports[ARM]) is None
+    assert maps(reports[ARM]) is None
     by_step, by_length = cosines({ROPE: reports[ROPE], Setting("radd", "rope", 9): reports[ROPE]})
     assert [panel.title for panel in by_step.panels] == ["rope, L = 4", "rope, L = 9"]
     assert by_length.panels[0].series[0].places == (4.0, 9.0)
@@ -175,9 +178,15 @@ def test_a_causal_model_has_no_map_and_no_cosine_both_ways(reports):
 
 def test_table_5_lays_what_was_measured_over_the_bound(reports):
     sheet = bounds.tab5({ALIBI: reports[ALIBI]})
-    assert sheet.grids[1].rows[0] == ("alibi, L = 4", "9", "1.000", "1.000", "100%")
+    assert sheet.grids[1].rows[0] == (
+        "alibi, L = 4", "9", "1.000 [1.000, 1.000]", "1.000", "100.0 [100.0, 100.0]", "0: 100, 1: 100",
+    )  # fmt: skip
     measured = [row for row in sheet.values if row["model"]]
     assert len(measured) == 9
+    assert all(row["seed 0"] == pytest.approx(1) for row in measured)
+    rope, found = bounds.tab5({ROPE: reports[ROPE]}), maps(reports[ROPE])
+    of = {row["seed 1"] for row in rope.values if (row["forward"], row["reverse"], row["model"]) == (3, 1, ROPE.label)}
+    assert of == {found.by_seed[1][0, 2]}
     overlay = sheet.figures[1].panels[0].series
     assert [series.label for series in overlay] == ["forward with reverse", "bound on its mean (Thm 4.3)"]
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -11,10 +12,12 @@ from rcprobe.report import Report
 from rcprobe.report.correlations import by_distance
 from rcprobe.report.panels import Curves, FigureData, Point, Series
 from rcprobe.report.sheet import Grid, Sheet, even
+from rcprobe.statistics import over_seeds
 from rcprobe.theory import expected_worst_case, rope_bound
 from rcprobe_plugins.studies import closed_forms
 from rcprobe_plugins.studies.one_layer import Setting, notes
-from rcprobe_plugins.studies.one_layer_figures import heat_maps, mean_map
+from rcprobe_plugins.studies.one_layer_figures import Maps, heat_maps, maps
+from rcprobe_plugins.studies.one_layer_tables import percent
 
 GRID = np.arange(1, 51)
 WIDTH = 64  # of the trained models' one head
@@ -22,38 +25,45 @@ WIDTH = 64  # of the trained models' one head
 
 @dataclass(frozen=True)
 class Compared:
-    """A trained model's score correlation at each pair of its distances [δ←, δ→], averaged over seeds."""
+    """A trained model's score correlation at each pair of its distances [δ←, δ→], seed by seed."""
 
     setting: Setting
-    distances: NDArray[np.int64]
-    measured: NDArray[np.float64]
+    maps: Maps
 
-    @property
+    @cached_property
     def bound(self) -> NDArray[np.float64]:
         """The least mean surrogate of each pair (App. B.3)."""
-        return expected_worst_case(self.distances, self.distances, WIDTH).T
+        return expected_worst_case(self.maps.distances, self.maps.distances, WIDTH).T
 
     @property
-    def share(self) -> float:
-        """Of the pairs that have a correlation, those where it reaches the bound."""
-        defined = ~np.isnan(self.measured)
-        return float((self.measured >= self.bound)[defined].mean())
+    def shares(self) -> list[float]:
+        """For each seed, of the pairs that have a correlation, those where it reaches the bound, in percent."""
+        maps = self.maps.by_seed.values()
+        return [100 * float((of >= self.bound)[~np.isnan(of)].mean()) for of in maps]
 
     def cells(self) -> tuple[str, ...]:
         """A row of the table."""
-        mean, least = np.nanmean(self.measured), np.nanmin(self.measured)
-        return self.setting.label, str(self.measured.size), f"{mean:.3f}", f"{least:.3f}", f"{self.share:.0%}"
+        means = [float(np.nanmean(of)) for of in self.maps.by_seed.values()]
+        mean = over_seeds(means)
+        between = "" if np.isnan(mean.low) else f" [{max(mean.low, -1.0):.3f}, {min(mean.high, 1.0):.3f}]"
+        least = min(float(np.nanmin(of)) for of in self.maps.by_seed.values())
+        size = str(self.maps.mean.size)
+        return self.setting.label, size, f"{mean.value:.3f}{between}", f"{least:.3f}", *self._of_seeds()
+
+    def _of_seeds(self) -> tuple[str, str]:
+        each = (f"{seed}: {share:.0f}" for seed, share in zip(self.maps.by_seed, self.shares, strict=True))
+        return percent(self.shares), ", ".join(each)
 
     def rows(self) -> Iterator[dict[str, object]]:
-        """One row a pair of distances."""
-        bound = self.bound
-        for (r, f), value in np.ndenumerate(self.measured):
+        """One row a pair of distances: the mean over seeds, and each of them."""
+        for (r, f), value in np.ndenumerate(self.maps.mean):
             yield {
                 "model": self.setting.label,
-                "forward": int(self.distances[f]),
-                "reverse": int(self.distances[r]),
+                "forward": int(self.maps.distances[f]),
+                "reverse": int(self.maps.distances[r]),
                 "measured": float(value),
-                "bound": float(bound[r, f]),
+                "bound": float(self.bound[r, f]),
+                **{f"seed {seed}": float(of[r, f]) for seed, of in self.maps.by_seed.items()},
             }
 
 
@@ -71,20 +81,20 @@ def tab5(reports: Mapping[Setting, Report]) -> Sheet:
     """Tab. 5 (App. B.3) over our grid, and what models with RoPE were measured to do at each pair of distances."""
     frame = closed_forms.tab5(GRID, GRID)
     draws = f"{frame.attrs['draws']} draws, seed {frame.attrs['seed']}"
-    compared = [Compared(s, *found) for s, r in reports.items() if (found := mean_map(r)) is not None]
+    compared = [Compared(s, found) for s, r in reports.items() if (found := maps(r)) is not None]
     grids = (
         _grid(f"Over δ→, δ← = 1 … 50; negative and certified from {draws}", frame),
         Grid(
             "Measured in trained models, beside the least mean surrogate of each pair of distances",
-            ("model", "pairs of distances", "measured r: mean", "least", "share of pairs at or above the bound"),
+            ("model", "pairs of distances", "measured r: mean", "least", "pairs at or above the bound, %", "each seed"),
             tuple(one.cells() for one in compared),
         ),
     )
     answer = (
         "The paper's grid is lost, so its figures and ours may be of different grids; ours is the whole square.",
         *(
-            f"{one.setting.label}: the measured correlation reaches the bound at {one.share:.0%} of the pairs of "
-            "distances."
+            f"{one.setting.label}: the measured correlation reaches the bound at {percent(one.shares)} % of the pairs "
+            "of distances, mean [95 % interval over seeds]."
             for one in compared
         ),
         "The bound is on a mean over queries and assumes how keys spread (App. B.3): a trained model that falls under "

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,9 +11,9 @@ from rcprobe.measured import Measured
 from rcprobe.report import Report
 from rcprobe.report.curves import PAIRINGS, accuracy, probability
 from rcprobe.report.panels import Curves, FigureData, HeatMap, Point, Series, Style
-from rcprobe.report.values import by_step, clipped, estimate, last, seed_means
+from rcprobe.report.values import by_step, clipped, estimate, seed_means
 from rcprobe.statistics import fisher_mean
-from rcprobe_plugins.studies.one_layer import LETTERS, Setting
+from rcprobe_plugins.studies.one_layer import LETTERS, Setting, finished
 
 Reports = Mapping[Setting, Report]
 COSINES: tuple[tuple[str, str, Style], ...] = (
@@ -61,26 +61,40 @@ def correlation_map(measured: Measured) -> tuple[NDArray[np.int64], NDArray[np.f
     return distances, np.where(norms > 0, reverse.T @ forward / np.where(norms > 0, norms, 1.0), np.nan)
 
 
-def mean_map(report: Report) -> tuple[NDArray[np.int64], NDArray[np.float64]] | None:
-    """The map of the last step, its correlations averaged over seeds (Fisher)."""
-    maps = [correlation_map(measured) for measured in last(report, "attention_correlation", "same_target")]
-    maps = [found for found in maps if len(found[0])]
-    if not maps:
+@dataclass(frozen=True)
+class Maps:
+    """Each seed's map of the last step, r over facts [δ←, δ→], and their ``mean`` over seeds (Fisher)."""
+
+    distances: NDArray[np.int64]
+    by_seed: Mapping[int, NDArray[np.float64]]
+    mean: NDArray[np.float64]
+
+
+def maps(report: Report) -> Maps | None:
+    """The maps of a report's finished seeds; None where the model can't be asked both ways."""
+    found = {
+        run.seed: correlation_map(measured)
+        for run in finished(report)
+        for measured in run.steps[-1].measured
+        if (measured.metric, measured.pairing) == ("attention_correlation", "same_target")
+    }
+    by_seed = {seed: values.clip(-1, 1) for seed, (distances, values) in found.items() if len(distances)}
+    if not by_seed:
         return None
-    stacked = np.stack([values for _, values in maps]).clip(-1, 1)
-    facts = len(report.dataset.facts)
+    stacked, facts = np.stack(list(by_seed.values())), len(report.dataset.facts)
     cells = [fisher_mean(stacked[(slice(None), *place)], facts) for place in np.ndindex(stacked.shape[1:])]
-    return maps[0][0], np.array(cells).reshape(stacked.shape[1:])
+    distances, _ = found[next(iter(by_seed))]
+    return Maps(distances, by_seed, np.array(cells).reshape(stacked.shape[1:]))
 
 
 def heat_maps(reports: Reports) -> FigureData:
     """r of forward with reverse scores at every δ→ and δ←, a panel a setting."""
     panels = []
     for setting, report in reports.items():
-        found = mean_map(report)
+        found = maps(report)
         if found is not None:
-            names = tuple(map(str, found[0]))
-            panels.append(HeatMap(setting.label, "δ→ (tokens)", "δ← (tokens)", names, names, found[1]))
+            names = tuple(map(str, found.distances))
+            panels.append(HeatMap(setting.label, "δ→ (tokens)", "δ← (tokens)", names, names, found.mean))
     how = (
         "Correlation over facts between the forward score at distance δ→ and the reverse score at δ←, scores averaged "
         "over the placements of a distance, correlations over seeds. 1 is an identity for an encoding that reads the "

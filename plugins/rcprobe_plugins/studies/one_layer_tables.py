@@ -119,7 +119,7 @@ def _outcome(reports: Reports, paper: Paper) -> Grid:
                 PROBABILITY,
                 "–",
                 _spread(_end(probabilities(report, "forward"))),
-                _interval(_end(probabilities(report, "reverse"))),
+                percent(_end(probabilities(report, "reverse"))),
             )
         )
     headings = ("model", "reading", "paper: forward / reverse", "forward, %", "reverse, %")
@@ -153,16 +153,12 @@ def said_signature(signature: Signature) -> str:
 
 
 def _training(reports: Reports) -> Grid:
-    """Reverse accuracy and probability at each probed step."""
+    """Reverse accuracy in each reading, and probability, at each probed step."""
     steps = sorted({step for r in reports.values() for run in finished(r) for step in (s.step for s in run.steps)})
     body = []
     for setting, report in reports.items():
-        for reading in (FULL, PROBABILITY):
-            found = (
-                probabilities(report, "reverse")
-                if reading == PROBABILITY
-                else accuracies(report, setting, FULL, "reverse")
-            )
+        read = {r: accuracies(report, setting, r, "reverse") for r in report.accuracy.get(setting.pairing, {})}
+        for reading, found in {**read, PROBABILITY: probabilities(report, "reverse")}.items():
             body.append((setting.label, reading, *(_spread(found[s]) if s in found else "" for s in steps)))
     return Grid("Reverse queries along training, %", ("model", "reading", *(f"step {s}" for s in steps)), tuple(body))
 
@@ -191,7 +187,7 @@ def _order(reports: Reports) -> str:
     ranked = sorted((s for s in found if found[s].value == found[s].value), key=lambda s: -found[s].value)
     if not ranked:
         return "No seed finished, so nothing can be said of transfer."
-    said = [f"{s.encoding} {_interval(_end(probabilities(reports[s], 'reverse')))} %" for s in ranked]
+    said = [f"{s.encoding} {percent(_end(probabilities(reports[s], 'reverse')))} %" for s in ranked]
     start = f"L = {ranked[0].length}: reverse {PROBABILITY}, mean [95 % interval over seeds]: {', '.join(said)}."
     paper = [s for s in ranked if s.encoding in PAPER]
     verdicts = {"Of the paper's encodings": combinations(paper, 2), "Between neighbours": pairwise(ranked)}
@@ -266,7 +262,8 @@ def _spread(values: Sequence[float]) -> str:
     return f"{mean:.1f} ± {np.std(values, ddof=1):.1f} ({low:.1f}–{high:.1f})"
 
 
-def _interval(values: Sequence[float]) -> str:
+def percent(values: Sequence[float]) -> str:
+    """A mean over seeds with its 95 % interval, within 0 … 100."""
     if not values:
         return "–"
     found = over_seeds(values)
