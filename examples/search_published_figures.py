@@ -52,7 +52,7 @@ def light(weight: float) -> objectives.Objective:
         zero = m.tokenizer.convert_tokens_to_ids("0")
         return shown, weights.where(s.ids != zero, weights * weight)
 
-    return objectives.Objective(f"light-{weight}", "masked", draw)
+    return objectives.Objective(f"light-{weight}", "masked", draw, "this search")
 
 
 def trained(
@@ -70,6 +70,7 @@ def trained(
     pairs = rcprobe.encode(m, letters.facts)
     for seed, recording in zip(seeds, recordings, strict=True):
         for stop, weights in recording.stops[1:]:
+            stop.check(seed)
             nn.utils.vector_to_parameters(torch.from_numpy(weights), m.model.parameters())
             for direction in ("forward", "reverse"):
                 queries = [getattr(pair, direction) for pair in pairs]
@@ -101,10 +102,10 @@ def main() -> None:
     parser.add_argument("--encoding", default="rope")
     parser.add_argument("--length", type=int, default=10)
     parser.add_argument("--recipe", action="append", choices=RECIPES, help="this alone; repeatable")
-    parser.add_argument("--seeds", default="900-902", help="first-last")
+    parser.add_argument("--seeds", default="900-902", help="one, or first-last")
     parser.add_argument("--steps", type=int, help="instead of the recipe's own")
     asked = parser.parse_args()
-    first, last = map(int, asked.seeds.split("-"))
+    first, _, last = asked.seeds.partition("-")
     torch.set_num_threads(1)
     for weight in LIGHT:
         objectives.OBJECTIVES[f"light-{weight}"] = light(weight)  # type: ignore[index]
@@ -114,7 +115,7 @@ def main() -> None:
         steps = asked.steps or RECIPES[recipe][1].get("steps", STEPS)
         same = (there.recipe == recipe) & (there.encoding == asked.encoding) & (there.length == asked.length)
         held = set(there.seed[same & (there.step >= steps)])
-        seeds = [seed for seed in range(first, last + 1) if seed not in held]
+        seeds = [seed for seed in range(int(first), int(last or first) + 1) if seed not in held]
         if seeds:
             rows = pd.DataFrame(trained(recipe, asked.encoding, asked.length, seeds, asked.steps)).round(3)
             new = ~pd.MultiIndex.from_frame(rows[keys]).isin(pd.MultiIndex.from_frame(there[keys]))

@@ -2,12 +2,23 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 
 class RcprobeError(Exception):
     """Base of every error that rcprobe raises on purpose; ``exit_code`` is what the command line returns."""
 
     exit_code = 1
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By its message: pickling would call a constructor of other arguments, and a worker's error be lost."""
+        return _again, (type(self), str(self))
+
+
+def _again(kind: type[RcprobeError], message: str) -> RcprobeError:
+    error = kind.__new__(kind)
+    error.args = (message,)
+    return error
 
 
 class UsageError(RcprobeError):

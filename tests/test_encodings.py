@@ -184,6 +184,8 @@ def test_a_method_of_another_shape_is_named(members, named):
 
 @pytest.mark.parametrize("method", ["place", "read"])
 def test_values_that_are_not_read_linearly_are_refused(method):
+    single = type("Mine", (Whole,), {method: lambda self, x: (x.float() * 0.3).to(x.dtype)})
+    assert misdeclared(single(8, 2, 8), 8, 2, 8) == ""
     for crooked in (torch.tanh, lambda x: x + 1):
         members = {method: lambda self, x, crooked=crooked: crooked(x)}
         members[method].__name__ = method

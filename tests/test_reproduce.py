@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from copy import copy
 from dataclasses import replace
 from io import StringIO
 from types import SimpleNamespace
@@ -13,15 +14,17 @@ from rich.console import Console
 
 from rcprobe import TrainConfig
 from rcprobe.encoding import Encoding
-from rcprobe.errors import DataError, PluginError, RunChangedError, UnknownNameError, UsageError
+from rcprobe.errors import DataError, MissingExtraError, PluginError, RunChangedError, UnknownNameError, UsageError
 from rcprobe.metrics import Condition
 from rcprobe.plugins import Entry, registry
 from rcprobe.report.sheet import Grid, Sheet, print_sheet, save_sheet, to_latex
 from rcprobe.signatures import Finding, Signature
 from rcprobe.statistics import over_seeds
+from rcprobe_plugins.models.blocks import TinyConfig
 from rcprobe_plugins.studies import bounds, one_layer, one_layer_tables, reproduce
 from rcprobe_plugins.studies.one_layer import (
     PROBABILITY,
+    ROOM,
     Setting,
     encodings,
     probabilities,
@@ -300,6 +303,20 @@ def test_somebody_elses_folder_of_that_name_is_left_alone(tmp_path):
 def test_names_that_look_alike_in_a_path_have_files_of_their_own():
     names = ("my.enc", "my_enc", "α", "β", "x" * 70, "x" * 70 + "y")
     assert len({Setting("radd", name, length).file for name in names for length in (10, 20)}) == 12
+
+
+def test_a_model_has_room_for_its_sequence():
+    assert TinyConfig().max_length == ROOM
+    assert replace(ROPE, length=ROOM).options == {"encoding": "rope"}
+    assert replace(ROPE, length=80).options == {"encoding": "rope", "max_length": 80}
+
+
+def test_what_is_wrong_in_a_worker_is_said_as_it_is():
+    with pytest.raises(UnknownNameError, match="no objective is called 't-cde'; did you mean 't-dce'"):
+        train_settings([ROPE], 1, lambda setting: TrainConfig(steps=1, objective="t-cde"))
+    for error in (UnknownNameError("model", "raddd", ["radd"]), MissingExtraError("HTML", "jinja2", "report")):
+        again = copy(error)  # by the same protocol as between processes
+        assert (type(again), str(again), again.exit_code) == (type(error), str(error), 2)
 
 
 def test_a_model_called_like_another_is_not_taken_for_it():

@@ -6,7 +6,7 @@ import torch
 from scipy.integrate import quad, solve_ivp
 
 from rcprobe.errors import UsageError
-from rcprobe.theory import alibi_flow, reverse_limit, rope_curve, rope_flow, rotation
+from rcprobe.theory import alibi_flow, reverse_limit, rope_curve, rope_flow, rotation, velocities
 
 V, D, BASE = 7, 6, 30.0
 TIMES = np.concatenate(([0.0], np.geomspace(0.01, 1e4, 60)))
@@ -47,6 +47,39 @@ def last(flow):
         [x[-1] for x in (flow.gap, flow.forward_score, flow.reverse_score)]
         + [flow.forward_probability[-1], flow.reverse_probability[-1]]
     )
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("turned", [True, False])
+def test_the_velocity_is_autograds_gradient(seed, turned):
+    """ẇ, k̇ and, under ALiBi, q̇ from any state: minus the gradient of the forward loss."""
+    rng, slope = np.random.default_rng(seed), 0.0 if turned else 0.3
+    w, (q, k) = 3 * rng.standard_normal(V), vectors(seed)
+    leaves = [torch.from_numpy(x).clone().requires_grad_() for x in (w, q, k)]
+    ahead = rotation(2, D, BASE) if turned else np.eye(D)
+    score = leaves[1] @ torch.from_numpy(ahead) @ leaves[2] - slope * 2
+    loss = -(score.sigmoid() * leaves[0]).log_softmax(0)[0]
+    down = [-g.numpy() for g in torch.autograd.grad(loss, leaves)]
+    logits, h = velocities(w, score.item())
+    np.testing.assert_allclose(logits, down[0], rtol=0, atol=1e-10)
+    np.testing.assert_allclose(h * ahead.T @ q, down[2], rtol=0, atol=1e-10)
+    np.testing.assert_allclose(h * ahead @ k, down[1], rtol=0, atol=1e-10)  # RoPE's flow holds q fixed
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_closed_forms_slope_is_that_of_the_velocity(seed):
+    """h/Ḋ = (1 − α→)D(V − 1)/V, on a path from w = 0, where all logits but the target's stay alike."""
+    rng = np.random.default_rng(seed)
+    gap, score, other = rng.exponential(4), 3 * rng.standard_normal(), rng.standard_normal()
+    logits, h = velocities(np.r_[other + gap, np.full(V - 1, other)], score)
+    assert np.ptp(logits[1:]) < 1e-15
+    expected = (1 - 1 / (1 + np.exp(-score))) * gap * (V - 1) / V
+    assert h / (logits[0] - logits[1]) == pytest.approx(expected, abs=1e-10)
+    nudge = 1e-6 * gap  # and of the curve that was integrated from it
+    curve = rope_curve([gap - nudge, gap + nudge], 0.4, -0.2, 1.7, 0.3, V)
+    slope = np.diff(curve.forward_score)[0] / (2 * nudge) / 1.7
+    at = rope_curve([gap], 0.4, -0.2, 1.7, 0.3, V).forward_score[0]
+    assert slope == pytest.approx((1 - 1 / (1 + np.exp(-at))) * gap * (V - 1) / V, rel=1e-6)
 
 
 @pytest.mark.parametrize("turned", [True, False])
@@ -191,10 +224,16 @@ def test_alibis_score_follows_the_conserved_difference_of_norms():
 # what is refused
 
 
-@pytest.mark.parametrize("times", [[], [-1.0, 2.0], [1.0, 1.0], 3.0])
+@pytest.mark.parametrize("times", [[], [-1.0, 2.0], [1.0, 1.0], 3.0, [np.nan], [0.0, np.nan, 1.0], [0.0, np.inf]])
 def test_times_that_do_not_increase_are_refused(times):
     with pytest.raises(UsageError, match="times"):
         rope_flow(times, *vectors(0), 1, 1, V)
+
+
+def test_a_flow_asked_for_its_start_alone_has_not_moved():
+    for flow in (rope_flow([0.0], *vectors(0), 1, 1, V), alibi_flow([0.0], *vectors(0), 1, 1, V, slope=0.1)):
+        assert flow.gap.tolist() == [0.0]
+        assert flow.forward_probability[0] == pytest.approx(1 / V)
 
 
 def test_impossible_starts_are_refused():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import rcprobe
 from rcprobe.errors import UsageError
 from rcprobe.theory import (
     alibi_gap,
@@ -17,6 +18,7 @@ from rcprobe.theory import (
     rope_tail,
     rotation,
     score_correlation,
+    surrogate,
 )
 from rcprobe_plugins.encodings.rope import BASE, Rope
 from rcprobe_plugins.models.radd import Radd
@@ -98,6 +100,54 @@ def test_the_bound_is_the_trace_of_twice_the_rotation():
     for distance in (0, 1, 7.5, 40):
         expected = np.trace(rotation(2 * distance, 64)) / 64
         assert float(rope_bound(distance, 64)) == pytest.approx(expected, abs=1e-14)
+
+
+def model_gradients(seed, forward, reverse):
+    """The mask's query and the letters' keys [26, D] of a random model, and autograd's ∂s→/∂k and ∂s←/∂k."""
+    m = rcprobe.load("radd", options={"width": 16}, seed=seed)
+    model = m.model.double()
+    letters = torch.tensor(m.tokenizer.convert_tokens_to_ids([chr(97 + n) for n in range(26)]))
+    with torch.no_grad():
+        model.blocks[0].attention.qkv.weight.normal_(generator=torch.Generator().manual_seed(seed))
+        x = model.blocks[0].norm1(model.embed_tokens.weight)
+        query, key, _ = model.blocks[0].attention.qkv(x).chunk(3, dim=-1)
+    q, keys = query[m.mask_id], key[letters]
+    found = []
+    for row, column in ((0, forward), (reverse, 0)):  # the evidence stands so far to the right, or to the left
+        k = keys.clone().requires_grad_()
+        at = torch.zeros(26, 1, max(row, column) + 1, 16, dtype=torch.float64)
+        asked, given = at.clone(), at.clone()
+        asked[:, :, row], given[:, :, column] = q, k[:, None]
+        asked, given = model.encoding.rotate(asked, given)
+        scores = (asked @ given.mT)[:, 0, row, column]
+        found.append((scores.detach().numpy(), torch.autograd.grad(scores.sum(), k)[0].numpy()))
+    return q.numpy(), keys.numpy(), found
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(("forward", "reverse"), [(1, 1), (3, 7), (8, 2)])
+def test_correlations_are_those_of_a_random_models_scores(seed, forward, reverse):
+    """Over the 26 letters' own keys; and, of keys of the assumed form, with autograd's gradients: Thm 4.3, App. B.2
+    at κ = 0, where the bound given q is attained, and App. B.3's surrogate.
+    """
+    query, keys, ((ahead, up), (behind, down)) = model_gradients(seed, forward, reverse)
+    np.testing.assert_allclose(up, np.tile(rotation(forward, 16, BASE).T @ query, (26, 1)), atol=1e-10)
+    np.testing.assert_allclose(down, np.tile(rotation(-reverse, 16, BASE).T @ query, (26, 1)), atol=1e-10)
+    measured = np.corrcoef(ahead, behind)[0, 1]
+    assert score_correlation(query, np.cov(keys.T), forward, reverse, BASE) == pytest.approx(measured, abs=1e-10)
+    rng = np.random.default_rng(seed)
+    trace, kappa = rng.exponential(size=8), rng.uniform(0, 1, 8)
+    weights = (planes(query) ** 2).sum(axis=-1) * trace
+    for spread in (np.zeros(8), kappa):
+        sigma = covariance(query, trace, spread)
+        both, first, second = up[0] @ sigma @ down[0], up[0] @ sigma @ up[0], down[0] @ sigma @ down[0]
+        found = float(surrogate(forward, reverse, weights, spread, 16, BASE))
+        assert found == pytest.approx(2 * both / (first + second), abs=1e-10)
+        if forward == reverse:
+            exact, bound = both / np.sqrt(first * second), float(rope_bound_given(weights, forward, 16, BASE))
+            assert found == pytest.approx(exact, abs=1e-10)
+            assert exact >= bound - 1e-10
+            assert spread.any() or exact == pytest.approx(bound, abs=1e-10)
 
 
 def test_the_bound_keeps_the_shape_of_distances():

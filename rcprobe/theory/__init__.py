@@ -4,7 +4,7 @@
 """
 
 from rcprobe.theory.alignment import Split, routing_cosine, split_product, toy_split
-from rcprobe.theory.dynamics import Flow, alibi_flow, reverse_limit, rope_curve, rope_flow
+from rcprobe.theory.dynamics import Flow, alibi_flow, reverse_limit, rope_curve, rope_flow, velocities
 from rcprobe.theory.first_order import Change, FirstOrder, change_along, first_order, gradient_step
 from rcprobe.theory.gradients import (
     Gradients,
@@ -77,5 +77,6 @@ __all__ = [
     "surrogate",
     "toy_split",
     "untrained_cosines",
+    "velocities",
     "worst_kappa",
 ]

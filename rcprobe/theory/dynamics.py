@@ -73,6 +73,19 @@ def alibi_flow(
     return _integrate(times, np.concatenate((q, k)), vocabulary, scores, push=lambda state: np.roll(state, width))
 
 
+def velocities(w: ArrayLike, score: float) -> tuple[Floats, float]:
+    """ẇ = α→(onehot(a) − p→) [V] and h = α→(1 − α→)(onehot(a) − p→)ᵀw, by which k̇ = hR_{δ→}ᵀq under RoPE, and q̇ = hk,
+    k̇ = hq under ALiBi (App. C.3).
+
+    ``w`` [V] holds the target a first, ``score`` is s→; α→ = σ(s→), and p→ is the softmax of α→w.
+    """
+    stored = np.asarray(w, dtype=np.float64)
+    alpha = float(expit(score))
+    odds = np.exp(alpha * (stored - stored.max()))
+    toward = np.eye(stored.size)[0] - odds / odds.sum()
+    return np.asarray(alpha * toward), alpha * (1 - alpha) * float(toward @ stored)
+
+
 def rope_curve(
     gap: ArrayLike, forward_score: float, reverse_score: float, square: float, rho: float, vocabulary: int
 ) -> Flow:
@@ -119,20 +132,18 @@ def _integrate(
 ) -> Flow:
     """State: w [V], the target first, then what the score depends on, which moves by h·push(it)."""
     t = np.asarray(times, dtype=np.float64)
-    if t.ndim != 1 or not t.size or t[0] < 0 or (np.diff(t) <= 0).any():
-        raise UsageError("times are a list that increases from 0 or later on")
+    if t.ndim != 1 or not t.size or not np.isfinite(t).all() or t[0] < 0 or (np.diff(t) <= 0).any():
+        raise UsageError("times are a list of finite numbers that increases from 0 or later on")
     _possible(1.0, 0.0, vocabulary)
-    target = np.eye(vocabulary)[0]
 
     def velocity(_: float, state: Floats) -> Floats:
         w, rest = state[:vocabulary], state[vocabulary:]
-        alpha = expit(scores(rest)[0])
-        odds = np.exp(alpha * (w - w.max()))
-        r = odds / odds.sum() - target
-        return np.concatenate((-alpha * r, -alpha * (1 - alpha) * (r @ w) * push(rest)))
+        logits, h = velocities(w, scores(rest)[0])
+        return np.concatenate((logits, h * push(rest)))
 
     whole = np.concatenate((np.zeros(vocabulary), start))
-    solved = solve_ivp(velocity, (0.0, t[-1]), whole, method="LSODA", t_eval=t, rtol=TOLERANCE, atol=TOLERANCE * 1e-2)
+    end = t[-1] or 1.0  # the integrator wants a stretch of time
+    solved = solve_ivp(velocity, (0.0, end), whole, method="LSODA", t_eval=t, rtol=TOLERANCE, atol=TOLERANCE * 1e-2)
     if not solved.success:
         raise RcprobeError(f"the flow can't be integrated up to t = {t[-1]}: {solved.message}")
     gap = solved.y[0] - solved.y[1]

@@ -14,8 +14,9 @@ class TrainConfig:
     """Settings of forward-only training.
 
     ``objective`` names one of ``rcprobe.training.objectives.OBJECTIVES``; None is the default of the model's family.
-    ``maskable`` says which tokens a masked objective may mask: all, those of a fact's two entities alone (in the
-    letters task, only letters), or those of the completion, from the second entity to the end.
+    ``maskable`` says which tokens a masked objective may mask: all; those of a fact's two entities alone (in the
+    letters task, only letters), this project's control of what masked placeholders teach; or those of the completion,
+    from the second entity to the end, as LLaDA's instruction tuning does (Nie et al., 2025).
 
     ``method`` "full" trains every parameter, "lora" fresh low-rank adapters of ``rank`` (scaled by ``alpha``/``rank``)
     on the modules that ``targets`` names, patterns as ``Adapter.lora_targets`` has them (none: the family's own).

@@ -111,24 +111,25 @@ def next_token(m: LoadedModel, s: Statements, generator: torch.Generator) -> Ask
 
 @dataclass(frozen=True)
 class Objective:
-    """A training loss by name: for which kind of model it is, and what draws the masks and weights of a batch."""
+    """A training loss by name: the kind of model it is for, what draws a batch's masks and weights, and its source."""
 
     name: str
     kind: Literal["masked", "causal"]
     draw: Callable[[LoadedModel, Statements, torch.Generator], Asked]
+    source: str
 
 
 OBJECTIVES: Mapping[str, Objective] = {
     objective.name: objective
     for objective in (
-        Objective("t-dce", "masked", t_dce),
-        Objective("lambda-dce", "masked", lambda_dce),
-        Objective("k-dce", "masked", k_dce),
-        Objective("uniform-mlm", "masked", uniform_mlm),
-        Objective("bert-mlm", "masked", bert_mlm),
-        Objective("single-mask", "masked", single_mask),
-        Objective("cart", "masked", cart),
-        Objective("next-token", "causal", next_token),
+        Objective("t-dce", "masked", t_dce, "RADD, Ou et al., 2025"),
+        Objective("lambda-dce", "masked", lambda_dce, "RADD, Ou et al., 2025"),
+        Objective("k-dce", "masked", k_dce, "RADD, Ou et al., 2025"),
+        Objective("uniform-mlm", "masked", uniform_mlm, "after Mask-Predict, Ghazvininejad et al., 2019"),
+        Objective("bert-mlm", "masked", bert_mlm, "BERT, Devlin et al., 2019"),
+        Objective("single-mask", "masked", single_mask, "the probe of arXiv 2602.02133, §3, as an objective"),
+        Objective("cart", "masked", cart, "Dream, Ye et al., 2025, Eq. 5"),
+        Objective("next-token", "causal", next_token, "GPT-2, Radford et al., 2019"),
     )
 }
 DEFAULT = {"masked": "t-dce", "causal": "next-token"}

@@ -1,7 +1,7 @@
 """The one-layer study (§5): which models are trained, how, and their numbers by seed and step."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 LENGTHS = (10, 20, 30, 40)  # of Tab. 1
 PAPER = ("absolute", "rope", "alibi")  # of Tab. 2, in its order
 FULL, LETTERS, PROBABILITY = "full vocabulary", "52 letters", "P(right letter | a letter)"
+ROOM = 64  # tokens that a tiny model holds unless told otherwise
 LEARNED = 90.0  # % of forward queries under which a seed is named
 Direction = Literal["forward", "reverse"]
 
@@ -36,6 +37,12 @@ class Setting:
         """As tables and figures name it."""
         kind = "" if self.model == "radd" else f" {self.model}"
         return f"{self.encoding}{kind}, L = {self.length}"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of the model: its encoding, and room for the sequence."""
+        room = {"max_length": self.length} if self.length > ROOM else {}
+        return {"encoding": self.encoding, **room}
 
     @property
     def file(self) -> str:
@@ -103,7 +110,7 @@ def train_settings(
     longest_first = sorted(dict.fromkeys(settings), key=lambda s: -s.length)  # so that no core waits at the end
     jobs = [
         Job(
-            s.label, s.model, {"encoding": s.encoding}, "letters", {"length": s.length}, train(s),
+            s.label, s.model, s.options, "letters", {"length": s.length}, train(s),
             tuple(range(seeds)), kept / s.file if kept is not None else None,
         )
         for s in longest_first
@@ -116,8 +123,8 @@ def _try_out(settings: Sequence[Setting]) -> None:
     """Build a model with each encoding; that takes a moment, and a worker would only fail when its turn comes."""
     from rcprobe.loading import load
 
-    for model, encoding in dict.fromkeys((s.model, s.encoding) for s in settings):
-        load(model, options={"encoding": encoding})
+    for setting in dict.fromkeys(replace(s, length=max(s.length, ROOM)) for s in settings):
+        load(setting.model, options=setting.options)
 
 
 def accuracies(report: "Report", setting: Setting, reading: str, direction: Direction) -> dict[int, list[float]]:

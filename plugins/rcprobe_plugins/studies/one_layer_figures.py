@@ -28,7 +28,7 @@ def figures(reports: Reports) -> tuple[FigureData, ...]:
 
 
 def _along(reports: Reports, kind: str) -> FigureData:
-    """The reports' own curves, one panel a setting: of its pairing, as in the tables."""
+    """The reports' own curves, one panel a setting, of the pairing of its tables."""
     draw = {"probability": probability, "accuracy": accuracy}[kind]
     made = {setting: draw(report) for setting, report in reports.items()}
     wanted = LETTERS if kind == "probability" else "full vocabulary"

@@ -34,8 +34,9 @@ Reports = Mapping[Setting, Report]
 EXPLAINED = (
     "Forward asks in the order of training, reverse in the order never seen. Full vocabulary: the answer competes with "
     f"the placeholder 0 too; 52 and 26 letters: with letters alone. {PROBABILITY}: the probability of the right letter "
-    "given that the answer is not the placeholder; its forward query asks for the capital from its letter, that of a "
-    "masked model's accuracy for the letter from its capital. The paper doesn't say which reading its figures are of.",
+    "given that the answer is not the placeholder, its mean over queries (in curves, the geometric mean); its forward "
+    "query asks for the capital from its letter, that of a masked model's accuracy for the letter from its capital. "
+    "The paper doesn't say which reading its figures are of.",
     "Storage: was evidence→answer written into the weights? Routing: do forward and reverse attention scores go "
     "together over facts? Dynamics: does a forward step serve the reverse query, beyond the same answer from other "
     "evidence? Identity: true by construction, trained or not. After an effect size d_z stand the means that it "

@@ -11,6 +11,7 @@ from rcprobe.statistics import Estimate, over_seeds
 
 ENOUGH = 5  # seeds under which nothing is called decided
 ACCURACY = "forward accuracy"
+HOW = "Points are means over seeds with 95 % t intervals; small dots are seeds."
 UNTRAINED = 0.9  # of it, under which a model hasn't learned its task: said, and never left out
 
 
@@ -25,7 +26,7 @@ class Answer:
     says: str
     rows: pd.DataFrame
     panels: tuple[Panel, ...]
-    how: str = "Points are means over seeds with 95 % t intervals; small dots are seeds."
+    how: str = HOW
 
     def figure(self) -> FigureData:
         """The figure under the question's letter."""

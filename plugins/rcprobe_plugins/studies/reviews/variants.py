@@ -10,7 +10,17 @@ from rcprobe.report.panels import Curves, Dots
 from rcprobe.statistics import over_seeds
 from rcprobe.training import TrainConfig
 from rcprobe.training.objectives import OBJECTIVES
-from rcprobe_plugins.studies.reviews.answer import Answer, by_label, not_trained, paired, said, series, shown, verdict
+from rcprobe_plugins.studies.reviews.answer import (
+    HOW,
+    Answer,
+    by_label,
+    not_trained,
+    paired,
+    said,
+    series,
+    shown,
+    verdict,
+)
 from rcprobe_plugins.studies.reviews.cells import Cell, Size, outcomes, signatures, table
 
 ENCODINGS = {
@@ -96,7 +106,8 @@ def objectives(size: Size) -> Answer:
         f"Under RoPE the reverse {P} is {shown(by_label(rows, REVERSE)['t-dce'])} with t-DCE; compared with it: "
         f"{'; '.join(parts)}.{not_trained(rows)}"
     )
-    return Answer("c", "Does the objective matter?", says, rows, (_both_ways(rows),))
+    how = "; ".join(f"{name}: {OBJECTIVES[name].source}" for name in names)
+    return Answer("c", "Does the objective matter?", says, rows, (_both_ways(rows),), f"{HOW} {how}.")
 
 
 def maskable(size: Size) -> Answer:
