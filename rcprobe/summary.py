@@ -7,6 +7,7 @@ from rcprobe.facts import Dataset
 from rcprobe.loaded import LoadedModel
 from rcprobe.manifest import describe
 from rcprobe.metrics import Metric
+from rcprobe.queries import encode
 from rcprobe.report import Report, SeedRun, build
 from rcprobe.training.config import TrainConfig
 
@@ -30,6 +31,16 @@ def summarise(
         metrics,
         runs,
         chance=chance,
-        identities=m.adapter.identities(m.model),
+        identities=_identities(m, dataset),
         info=describe(m, dataset, metrics, [run.seed for run in runs], train, size, decoding, revisions),
     )
+
+
+def _identities(m: LoadedModel, dataset: Dataset) -> Mapping[str, str]:
+    """What holds by construction of the facts' own prompts."""
+    claimed = m.adapter.identities(m.model, mirrored=True)
+    if not claimed:
+        return {}
+    pairs = [pair for pair in encode(m, dataset.facts) if pair.unsupported is None]
+    mirrored = all(pair.forward.input_ids == pair.reverse.input_ids[::-1] for pair in pairs)
+    return claimed if mirrored else m.adapter.identities(m.model, mirrored=False)

@@ -107,18 +107,18 @@ class Radd(TinyAdapter):
         """The last id of the vocabulary, whatever the tokenizer knows."""
         return int(model.config.vocab_size) - 1
 
-    def identities(self, model: Any) -> Mapping[str, str]:
-        """A model that reads the distance alone can't tell a query from its mirror image, at any depth (Prop. 4.5)."""
-        if not model.encoding.reads_distance_only:
-            said = (
-                "mirrored queries have equal scores in one layer, for nothing but their distance tells them of places"
-            )
+    def identities(self, model: Any, mirrored: bool) -> Mapping[str, str]:
+        """A model that reads the distance alone can't tell a query from its mirror image, at any depth (Prop. 4.5); in
+        one layer such scores differ by a constant whatever the prompts.
+        """
+        if not (mirrored and model.encoding.reads_distance_only):
+            said = "forward and reverse scores of one layer differ by a constant: places enter by their distance alone"
             return {"attention_correlation": said} if _scores_mirror(model) else {}
-        mirrored = "a model that reads the distance alone answers a mirrored query alike (Prop. 4.5)"
-        outcome = f"{mirrored}: a reverse query as the forward one for the same target"
+        alike = "a model that reads the distance alone answers a mirrored query alike (Prop. 4.5)"
+        outcome = f"{alike}: a reverse query as the forward one for the same target"
         return {
             "attention_correlation": "mirrored queries have equal scores, at any depth (Prop. 4.5)",
-            "gradient_alignment": f"{mirrored}, so both gradients are one",
+            "gradient_alignment": f"{alike}, so both gradients are one",
             "reverse_probability": f"{outcome}, trained or not",
             "accuracy": f"{outcome} over all placements, trained or not",
         }
