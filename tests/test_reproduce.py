@@ -212,6 +212,16 @@ def test_files_are_all_written_and_can_be_read(tmp_path, reports):
     assert (tmp_path / "tab1.tex").read_text().count(r"\begin{tabular}") == len(sheet.grids)
 
 
+def test_whoever_lacks_the_pages_packages_is_told(tmp_path, monkeypatch, capsys):
+    for module in ("figures", "sheet"):
+        monkeypatch.setattr(f"rcprobe.report.{module}.installed", lambda: False)
+    command("tab3", out=tmp_path)
+    assert (
+        "no HTML and no figures without matplotlib and jinja2: pip install 'rcprobe[report]'" in capsys.readouterr().err
+    )
+    assert {path.name for path in tmp_path.iterdir()} == {"tab3.csv", "tab3.json", "tab3.tex"}
+
+
 def test_who_fell_again_is_said_in_one_sentence(reports, monkeypatch):
     along = {
         ROPE: {0: [0.0, 0.0], 3: [80.0, 60.0], 6: [40.5, 20.0]},

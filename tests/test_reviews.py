@@ -130,6 +130,13 @@ def test_the_split_adds_up_to_what_autograd_finds(monkeypatch):
     assert not np.allclose(start.share, answer.rows[answer.rows.trained == "trained"].share)
 
 
+def test_seeds_of_the_attention_only_model_are_the_same_in_workers():
+    heard = []
+    size = replace(TINY, workers=2, progress=lambda done, of: heard.append((done, of)))
+    pd.testing.assert_frame_equal(split.by_matrix(size).rows, split.by_matrix(TINY).rows, rtol=1e-9)
+    assert heard == [(1, 2), (2, 2)]
+
+
 def test_a_seed_that_diverges_ends_its_question_by_name_and_no_other(tmp_path):
     wild = Cell("rope", {"encoding": "rope"}, TrainConfig(steps=3, lr=1e38, warmup=0, batch_size=4))
     with pytest.raises(TrainingError, match=r"rope: training diverged: .* seed 0"):

@@ -77,6 +77,13 @@ def command(
 
         known_questions(question)  # before a folder is made
     show = not (quiet or as_json)
+    if out is not None and not quiet:
+        from rcprobe.report.figures import installed
+
+        if not installed():
+            say(
+                "rcprobe: no HTML and no figures without matplotlib and jinja2: pip install 'rcprobe[report]'", err=True
+            )
     count = seeds or (QUICK_SEEDS if quick else 8)
     asked = {"table": table, "seeds": count, "quick": quick, "question": question}
     with nullcontext() if out is None else _kept(out, asked, show=show) as kept:

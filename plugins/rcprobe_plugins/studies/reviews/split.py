@@ -1,5 +1,7 @@
 """Question (f): the inner product of forward and reverse gradients, matrix by matrix (App. C.2)."""
 
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pandas as pd
@@ -18,6 +20,7 @@ from rcprobe.statistics import over_seeds
 from rcprobe.theory import OneLayer, Split, one_layer_gradients, split_product
 from rcprobe.theory.rotary import BASE
 from rcprobe_plugins.encodings.rope import turn
+from rcprobe_plugins.studies.jobs import workers
 from rcprobe_plugins.studies.reviews.answer import ACCURACY, ENOUGH, Answer, not_trained, said, series
 from rcprobe_plugins.studies.reviews.cells import Size
 
@@ -31,7 +34,7 @@ WEIGHTS = ("unembed", "value", "query", "key", "embedding")
 def by_matrix(size: Size) -> Answer:
     """(f) App. C.2's split by matrix, before and after training the attention-only model that it is about."""
     data = size.letters()
-    rows = pd.concat([_split(size, data, seed) for seed in range(size.seeds)], ignore_index=True)
+    rows = pd.concat(_splits(size, data), ignore_index=True)
     end = rows[rows.trained == "trained"]
     models = end[end.part == PARTS[0]]
     shares = {part: over_seeds(list(end[end.part == part].share)) for part in PARTS}
@@ -90,6 +93,17 @@ def _logits(model: OneLayer, ids: Int[Tensor, "B L"]) -> Float[Tensor, "B L V"]:
     query, key = (turn((content @ w.T)[:, None], BASE) for w in (model.query, model.key))
     mixed = (model.scale * query @ key.transpose(-1, -2)).softmax(dim=-1)[:, 0] @ content
     return mixed @ model.value.T @ model.unembed.T
+
+
+def _splits(size: Size, data: Dataset) -> Iterator[pd.DataFrame]:
+    """Each seed's split, as many at once as there are workers."""
+    plain = replace(size, progress=None)  # workers take no callback
+    with nullcontext() if size.workers == 1 else workers(size.workers) as pool:
+        mapped = map if pool is None else pool.map
+        for seed, rows in enumerate(mapped(_split, [plain] * size.seeds, [data] * size.seeds, range(size.seeds))):
+            if size.progress is not None:
+                size.progress(seed + 1, size.seeds)
+            yield rows
 
 
 def _split(size: Size, data: Dataset, seed: int) -> pd.DataFrame:
