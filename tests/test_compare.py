@@ -457,11 +457,12 @@ def test_latex_breaks_long_texts_where_a_line_is_too_short():
 
 
 def test_latex_breaks_a_table_that_is_longer_than_a_page():
-    long = latex_table("c", ("a", "b"), [("1", "2")] * 21, ("said",))
+    long = latex_table("c", ("a", "b"), [("1", "2")] * 51, ("said",))
     assert long.startswith("% said\n\\begingroup")
     assert long.count(r"\begin{longtable}{ll}") == long.count(r"\end{longtable}") == long.count(r"\endhead") == 1
-    assert long.count(r"1 & 2 \\") == 21
-    assert "longtable" not in latex_table("c", ("a", "b"), [("1", "2")] * 20, ())
+    assert long.count(r"1 & 2 \\") == 51
+    assert "longtable" not in latex_table("c", ("a", "b"), [("1", "2")] * 50, ())
+    assert "longtable" in latex_table("c", ("a", "b"), [("1", "word " * 300)] * 5, ())
 
 
 def test_rows_hold_every_number_once(found):

@@ -10,7 +10,7 @@ from rcprobe.report.tables import csv_text, results
 from rcprobe.visible import visible
 
 HEADINGS = ("", "measured", "estimate", "95 % interval", "margin", "matched / control", "signature's verdict")
-PAGE = 20  # rows, each of some lines, that a page surely holds
+PAGE = 50  # lines of \\footnotesize that a page surely holds
 LINE, LETTER, GAP = 345, 4.4, 3  # points: a line of the class article, a letter of \\footnotesize, beside a column
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -68,11 +68,12 @@ def latex_table(caption: str, headings: Sequence[str], rows: Sequence[Sequence[s
     """Rows of plain text as a ``table`` for the packages booktabs and array, ``comments`` above it; more of them than a
     page holds as a ``longtable``, which breaks.
     """
-    columns, small = _latex_columns(headings, rows), r"\footnotesize\setlength{\tabcolsep}{3pt}"
+    columns, lines = _latex_columns(headings, rows)
+    small = r"\footnotesize\setlength{\tabcolsep}{3pt}"
     head = [r"\toprule", " & ".join(map(_latex, headings)) + r" \\", r"\midrule"]
     body = [*(_shielded(" & ".join(map(_latex, row))) + r" \\" for row in rows), r"\bottomrule"]
     titled = rf"\caption{{{_latex(caption)}}}"
-    if len(rows) > PAGE:
+    if lines > PAGE:
         head = [r"\begingroup" + small, rf"\begin{{longtable}}{{{columns}}}", titled + r" \\", *head, r"\endhead"]
         body += [r"\end{longtable}", r"\endgroup"]
     else:
@@ -81,12 +82,15 @@ def latex_table(caption: str, headings: Sequence[str], rows: Sequence[Sequence[s
     return "\n".join([*(f"% {visible(comment)}" for comment in comments), *head, *body]) + "\n"
 
 
-def _latex_columns(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The columns' letters; where a line is too short for them, the texts of the widest go on below in their column."""
+def _latex_columns(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[str, int]:
+    """The columns' letters, and how many lines the rows take; where a line is too short for all columns, the texts of
+    the widest go on below in theirs.
+    """
     widths = [LETTER * max(len(row[i]) for row in (headings, *rows)) for i in range(len(headings))]
     widest = _widest(widths, max(LINE - 2 * GAP * len(widths), LETTER * len(widths)))
     broken = rf">{{\raggedright\arraybackslash}}p{{{widest / LINE:.2f}\linewidth}}"
-    return "".join(broken if width > widest else "l" for width in widths)
+    lines = sum(max(math.ceil(LETTER * len(cell) / widest) or 1 for cell in row) for row in rows)
+    return "".join(broken if width > widest else "l" for width in widths), lines
 
 
 def _widest(widths: Sequence[float], room: float) -> float:
