@@ -158,6 +158,8 @@ def _reader(facts: Sequence[Fact], objective: Literal["masked", "causal"]) -> Lo
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", mask_token="[MASK]")
     model = nn.Module()
     model.config = SimpleNamespace()  # type: ignore[assignment]
+    embedding = nn.Embedding(len(tokens), 1)
+    model.get_input_embeddings = lambda: embedding  # type: ignore[assignment]
     reader = type("Reader", (Adapter,), {"objective": objective, "shift": int(objective == "causal")})
     return LoadedModel(model, reader(), tokenizer, f"any {objective} model")
 
