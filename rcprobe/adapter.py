@@ -153,11 +153,11 @@ class Adapter:
             )
         return int(token)
 
-    def identities(self, model: nn.Module, mirrored: bool) -> Mapping[str, str]:
-        """Signatures that hold by construction, whatever was learned: metric → why. They are labelled, not judged.
+    def identities(self, model: nn.Module) -> Mapping[str, str]:
+        """Signatures that hold by construction, whatever was learned: metric → why.
 
-        ``mirrored`` says that each reverse prompt is its forward one read backwards, token by token. It is the metric's
-        first pairing that is meant.
+        They are labelled instead of judged where each reverse prompt is its forward one read backwards, token by token.
+        It is the metric's first pairing that is meant.
         """
         return {}
 

@@ -135,10 +135,10 @@ def _misshapen(encoding: Encoding, x: Float[Tensor, "1 L W"], heads: int) -> str
 def _crooked(encoding: Encoding, x: Float[Tensor, "1 L W"], heads: int) -> str:
     """Which method isn't linear in the values: storage is read off linear maps."""
     one, other = _heads(x, heads), _heads(x.roll(1, dims=2), heads)
-    for method in (encoding.place, encoding.read):
+    for name, method in {"place": encoding.place, "read": encoding.read}.items():
         whole, parts = method(one + 2 * other), method(one) + 2 * method(other)
         if not torch.allclose(whole, parts, rtol=1e-4, atol=1e-4):  # it may compute in float32
-            return f"{method.__name__} isn't linear; the contract wants it linear in the values"
+            return f"{name} isn't linear; the contract wants it linear in the values"
     return ""
 
 

@@ -12,7 +12,7 @@ class RcprobeError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """By its message: pickling would call a constructor of other arguments, and a worker's error be lost."""
-        return _again, (type(self), str(self))
+        return _again, (type(self), str(self)), self.__dict__
 
 
 def _again(kind: type[RcprobeError], message: str) -> RcprobeError:

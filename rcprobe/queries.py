@@ -107,14 +107,18 @@ def _unaskable(m: LoadedModel, length: int, target: tuple[int, ...], evidence: t
 
 
 def unreadable(m: LoadedModel, ids: Sequence[int]) -> str | None:
-    """Why a model can't read the tokens of a text without masks, or None: its tokenizer may be another model's."""
+    """Why a model can't read the tokens of a text, or None: its tokenizer may be another model's."""
     if max(ids, default=0) >= m.vocabulary:
         return (
             f"the tokenizer gives {m.tokenizer.convert_ids_to_tokens(max(ids))!r} the id {max(ids)}, and the model's "
             f"vocabulary is {m.vocabulary}; use the tokenizer that belongs to the model, or a model with a larger one"
         )
-    if m.mask_id in ids:
-        return f"the text holds {m.tokenizer.convert_ids_to_tokens(m.mask_id)!r}, which is the mask (id {m.mask_id})"
+    if m.mask_id in ids and getattr(m.tokenizer, "mask_token_id", None) != m.mask_id:
+        token = m.tokenizer.convert_ids_to_tokens(m.mask_id)
+        return (
+            f"the text holds {token!r}, whose id {m.mask_id} is the model's mask; use the tokenizer that belongs to "
+            "the model, or another text"
+        )
     return None
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from rcprobe.decoding import Decoding
-from rcprobe.facts import Dataset
+from rcprobe.facts import Dataset, QueryPair
 from rcprobe.loaded import LoadedModel
 from rcprobe.manifest import describe
 from rcprobe.metrics import Metric
@@ -37,10 +37,20 @@ def summarise(
 
 
 def _identities(m: LoadedModel, dataset: Dataset) -> Mapping[str, str]:
-    """What holds by construction of the facts' own prompts."""
-    claimed = m.adapter.identities(m.model, mirrored=True)
+    """What the family says holds by construction of mirrored prompts, if all of these are such."""
+    claimed = m.adapter.identities(m.model)
     if not claimed:
         return {}
     pairs = [pair for pair in encode(m, dataset.facts) if pair.unsupported is None]
-    mirrored = all(pair.forward.input_ids == pair.reverse.input_ids[::-1] for pair in pairs)
-    return claimed if mirrored else m.adapter.identities(m.model, mirrored=False)
+    return claimed if all(map(_mirrored, pairs)) else {}
+
+
+def _mirrored(pair: QueryPair) -> bool:
+    """Whether the reverse query is the forward one read backwards, each token of target and evidence in its turn."""
+    forward, reverse = pair.forward, pair.reverse
+    last = len(forward.input_ids) - 1
+    return (
+        forward.input_ids == reverse.input_ids[::-1]
+        and forward.rows == tuple(last - row for row in reverse.rows)
+        and forward.evidence_positions == tuple(last - place for place in reverse.evidence_positions)
+    )

@@ -458,7 +458,7 @@ def test_latex_breaks_long_texts_where_a_line_is_too_short():
 
 def test_latex_breaks_a_table_that_is_longer_than_a_page():
     long = latex_table("c", ("a", "b"), [("1", "2")] * 51, ("said",))
-    assert long.startswith("% said\n\\begingroup")
+    assert long.startswith("% said\n% packages: booktabs, array, longtable\n\\begingroup")
     assert long.count(r"\begin{longtable}{ll}") == long.count(r"\end{longtable}") == long.count(r"\endhead") == 1
     assert long.count(r"1 & 2 \\") == 51
     assert "longtable" not in latex_table("c", ("a", "b"), [("1", "2")] * 50, ())

@@ -327,10 +327,17 @@ def test_an_alphabet_larger_than_the_vocabulary():
     m.model.embedding = small.model.embed_tokens
     pair = one(m, Fact("a", "B", "0{a}0{b}", "0{b}0{a}"))
     assert "gives 'B' the id 28, and the model's vocabulary is 6; use the tokenizer that" in pair.unsupported
-    own = rcprobe.load("radd", options={"alphabet": "0abAB"}, tokenizer=character_tokenizer("0abAB", mask=True))
-    held = one(own, Fact("a", "b", "{a}" + own.tokenizer.mask_token + "{b}", "{b}0{a}"))
-    assert held.forward.unsupported == "the text holds '[MASK]', which is the mask (id 5)"
+    m = rcprobe.load("radd", options={"alphabet": "0abAB"}, tokenizer=character_tokenizer("0abABC", mask=False))
+    held = one(m, Fact("a", "b", "{a}C{b}", "{b}0{a}"))
+    assert held.forward.unsupported.startswith("the text holds 'C', whose id 5 is the model's mask; use the tokenizer")
     assert held.reverse.unsupported is None
+
+
+def test_a_text_may_hold_a_mask_on_purpose():
+    m = characters()
+    pair = one(m, Fact("a", "B", "{a}" + m.tokenizer.mask_token + "{b}", "{b}0{a}"))
+    assert pair.unsupported is None
+    assert pair.forward.input_ids[:2] == (m.mask_id, m.mask_id)
 
 
 def test_an_answer_that_the_tokenizer_does_not_know_is_no_crash():

@@ -143,19 +143,31 @@ def test_a_seed_that_diverges_ends_its_question_by_name_and_no_other(tmp_path):
         list(trained([wild], TINY, TINY.letters()))
     hot = replace(TINY, train=replace(TRAIN, lr=1e38, warmup=0))
     diverged, other = (next(reviews(size, letter)) for size, letter in ((hot, "d"), (TINY, "e")))
-    assert diverged.says.startswith("Not answered. rope, all: training diverged: ")
+    assert diverged.says.startswith("Not answered: rope, all: training diverged: ")
     assert "seed 0" in diverged.says
     save_answers([diverged, other], tmp_path)
     page = (tmp_path / "reviews.html").read_text()
     assert "Not drawn: the question wasn&#39;t answered." in page
     assert other.says in html.unescape(page)
     save_answer(diverged, tmp_path)
+    assert pd.read_csv(tmp_path / "reviews-d-values.csv").empty
+
+
+def test_a_command_whose_question_was_not_answered_fails_once_all_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("rcprobe_plugins.studies.reviews.command.QUICK", replace(TINY, train=replace(TRAIN, lr=1e38)))
+    monkeypatch.setattr("rcprobe_plugins.studies.reviews.command.cores", lambda: 1)
+    with pytest.raises(TrainingError, match="not answered: d; a training diverged"):
+        reproduce.command("reviews", question="d", quick=True, as_json=True, out=tmp_path)
+    (told,) = json.loads(capsys.readouterr().out)["reviews"]
+    assert "training diverged" in told["says"]
+    assert (tmp_path / "reviews.html").exists()
 
 
 def test_the_answers_are_one_table_in_latex(answers, tmp_path):
     save_answers(list(answers.values()), tmp_path)
     table = (tmp_path / "reviews.tex").read_text()
-    assert all(answer.asked.split()[0] in table for answer in answers.values())
+    assert table.count(r" \\") == 1 + len(answers)
+    assert all(f"\n{letter} & " in table for letter in answers)
     body = [line for line in table.splitlines() if not line.startswith("%")]
     assert not {character for line in body for character in line if ord(character) > 255} - set("–’")
 

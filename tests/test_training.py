@@ -155,6 +155,12 @@ def test_a_statement_that_the_tokenizer_cannot_read_is_named():
         forward_statements(tiny(), [Fact("Oslo", "Norway", "{a} and {b}", "{b} and {a}")])
 
 
+def test_a_mask_is_nothing_to_train_on():
+    m = load("radd", options={"alphabet": "0abAB"})
+    with pytest.raises(DataError, match=r"can't read '.MASK.aA': the text holds the mask; take it out"):
+        forward_statements(m, [Fact("a", "A", m.tokenizer.mask_token + "{a}{b}", "{b}{a}")])
+
+
 def test_an_alphabet_larger_than_the_vocabulary_is_refused_by_training():
     m = load("gpt2-mini", options={"alphabet": "0abAB"}, tokenizer=character_tokenizer("0abcABC", mask=False))
     with pytest.raises(DataError, match=r"can't read '0c0C': the tokenizer gives 'C' the id 6, .* vocabulary is 5"):

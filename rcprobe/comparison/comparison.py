@@ -56,7 +56,7 @@ class Comparison:
         return export.to_markdown(self)
 
     def to_latex(self) -> str:
-        """Its tables for the packages booktabs and array, notes and reasons as comments."""
+        """Its tables, each naming the packages it needs, notes and reasons as comments."""
         return export.to_latex(self)
 
     def to_html(self, path: str | Path) -> None:

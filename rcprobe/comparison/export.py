@@ -40,7 +40,7 @@ def to_markdown(found: "Comparison") -> str:
 
 
 def to_latex(found: "Comparison") -> str:
-    """The tables for booktabs and array; what isn't compared is said in comments: no paper has tables of reasons."""
+    """The tables, each naming its packages; what isn't compared is said in comments: no paper has tables of reasons."""
     made = sheet(found, "none")
     reasons = grids.refusals(found)
     kept = tuple(grid for grid in made.grids if grid.title != reasons.title)

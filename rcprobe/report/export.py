@@ -59,14 +59,14 @@ def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> st
 
 
 def to_latex(report: Report) -> str:
-    """The results as a ``table`` for the packages booktabs and array, notes and reasons as comments above it."""
+    """The results as a table, notes and reasons as comments above it, as ``latex_table`` writes them."""
     comments = [*report.notes, *words.reasons(report.signatures.values())]
     return latex_table(_subject(report), HEADINGS, _rows(report), comments)
 
 
 def latex_table(caption: str, headings: Sequence[str], rows: Sequence[Sequence[str]], comments: Sequence[str]) -> str:
-    """Rows of plain text as a ``table`` for the packages booktabs and array, ``comments`` above it; more of them than a
-    page holds as a ``longtable``, which breaks.
+    """Rows of plain text as a ``table`` for the packages booktabs and array, ``comments`` above it; more lines than a
+    page holds as a ``longtable``, which breaks and needs the package of that name. A comment names the packages.
     """
     columns, lines = _latex_columns(headings, rows)
     small = r"\footnotesize\setlength{\tabcolsep}{3pt}"
@@ -79,7 +79,8 @@ def latex_table(caption: str, headings: Sequence[str], rows: Sequence[Sequence[s
     else:
         head = [r"\begin{table}", titled, small, rf"\begin{{tabular}}{{{columns}}}", *head]
         body += [r"\end{tabular}", r"\end{table}"]
-    return "\n".join([*(f"% {visible(comment)}" for comment in comments), *head, *body]) + "\n"
+    needed = f"% packages: booktabs, array{', longtable' * (lines > PAGE)}"
+    return "\n".join([*(f"% {visible(comment)}" for comment in comments), needed, *head, *body]) + "\n"
 
 
 def _latex_columns(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[str, int]:

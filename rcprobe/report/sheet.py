@@ -118,7 +118,7 @@ def save_sheet(sheet: Sheet, folder: Path) -> None:
 
 
 def to_latex(sheet: Sheet) -> str:
-    """Every table of the sheet for the packages booktabs, array and longtable; answer and notes as comments."""
+    """Every table of the sheet, each naming the packages it needs; answer and notes as comments."""
     said: Sequence[str] = (*sheet.answer, *sheet.notes)
     made = []
     for grid in sheet.grids:

@@ -82,7 +82,8 @@ def velocities(w: ArrayLike, score: float) -> tuple[Floats, float]:
     stored = np.asarray(w, dtype=np.float64)
     alpha = float(expit(score))
     odds = np.exp(alpha * (stored - stored.max()))
-    toward = np.eye(stored.size)[0] - odds / odds.sum()
+    toward = -odds / odds.sum()
+    toward[0] += 1
     return np.asarray(alpha * toward), alpha * (1 - alpha) * float(toward @ stored)
 
 

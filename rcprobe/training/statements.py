@@ -32,7 +32,7 @@ def _tokens(m: LoadedModel, text: str) -> list[int]:
         ids = list(m.encoding(text).ids)
     except Exception as error:
         raise DataError(f"training: {m.source}'s tokenizer can't read {text!r} ({error})") from error
-    reason = unreadable(m, ids)
+    reason = unreadable(m, ids) or ("the text holds the mask; take it out" if m.mask_id in ids else None)
     if reason is not None:
         raise DataError(f"training: {m.source} can't read {text!r}: {reason}")
     return ids

@@ -107,12 +107,12 @@ class Radd(TinyAdapter):
         """The last id of the vocabulary, whatever the tokenizer knows."""
         return int(model.config.vocab_size) - 1
 
-    def identities(self, model: Any, mirrored: bool) -> Mapping[str, str]:
-        """A model that reads the distance alone can't tell a query from its mirror image, at any depth (Prop. 4.5); in
-        one layer such scores differ by a constant whatever the prompts.
-        """
-        if not (mirrored and model.encoding.reads_distance_only):
-            said = "forward and reverse scores of one layer differ by a constant: places enter by their distance alone"
+    def identities(self, model: Any) -> Mapping[str, str]:
+        """A model that reads the distance alone can't tell a query from its mirror image, at any depth (Prop. 4.5)."""
+        if not model.encoding.reads_distance_only:
+            said = (
+                "mirrored queries have equal scores in one layer, for nothing but their distance tells them of places"
+            )
             return {"attention_correlation": said} if _scores_mirror(model) else {}
         alike = "a model that reads the distance alone answers a mirrored query alike (Prop. 4.5)"
         outcome = f"{alike}: a reverse query as the forward one for the same target"

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rcprobe.report import Report
     from rcprobe.report.sheet import Sheet
     from rcprobe_plugins.studies.one_layer import Setting
+    from rcprobe_plugins.studies.reviews.answer import Answer
 
 TABLES = ("tab1", "tab2", "tab3", "tab4", "tab5", "fig3")
 TUNED = ("tab7", "fig4", "fig6")
@@ -52,12 +53,18 @@ def command(
 
     Example: rcprobe reproduce tab2 --quick --out runs/tab2
     """
-    from rcprobe.errors import UnknownNameError, UsageError
+    from rcprobe.errors import TrainingError, UnknownNameError, UsageError
 
     if seeds is not None and seeds < 1:
         raise UsageError(f"--seeds {seeds}: use 1 or more")
     if question and table not in ("reviews", "all"):
         raise UsageError(f"--question {question} is of reviews: rcprobe reproduce reviews --question {question}")
+    if out is not None and not (quiet or dry_run):
+        from rcprobe.report.figures import installed
+
+        if not installed():
+            missing = "no HTML and no figures without matplotlib and jinja2"
+            say(f"rcprobe: {missing}: pip install 'rcprobe[report]'", err=True)
     if table in TUNED:
         from rcprobe_plugins.studies.fine_tuned_command import reproduce_tuned
 
@@ -77,25 +84,22 @@ def command(
 
         known_questions(question)  # before a folder is made
     show = not (quiet or as_json)
-    if out is not None and not quiet:
-        from rcprobe.report.figures import installed
-
-        if not installed():
-            say(
-                "rcprobe: no HTML and no figures without matplotlib and jinja2: pip install 'rcprobe[report]'", err=True
-            )
     count = seeds or (QUICK_SEEDS if quick else 8)
     asked = {"table": table, "seeds": count, "quick": quick, "question": question}
     with nullcontext() if out is None else _kept(out, asked, show=show) as kept:
         tables = TABLES if table == "all" else () if table == "reviews" else (table,)
         sheets = _tables(tables, count, quick, out, kept, show=show)
-        answers = []
+        answers: list[Answer] = []
         if table in ("reviews", "all"):
             from rcprobe_plugins.studies.reviews.command import answer_questions
 
             answers = answer_questions(question, seeds, quick, out, show=show)
     if as_json:
-        print_json({sheet.key: sheet.to_dict() for sheet in sheets} | ({"reviews": answers} if answers else {}))
+        said = [{"question": one.question, "asked": one.asked, "says": one.says} for one in answers]
+        print_json({sheet.key: sheet.to_dict() for sheet in sheets} | ({"reviews": said} if said else {}))
+    diverged = ", ".join(one.question for one in answers if one.rows.empty)
+    if diverged:
+        raise TrainingError(f"not answered: {diverged}; a training diverged, as said above and kept with the answers")
 
 
 @contextmanager

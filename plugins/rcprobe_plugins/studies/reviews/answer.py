@@ -15,18 +15,35 @@ HOW = "Points are means over seeds with 95 % t intervals; small dots are seeds."
 UNTRAINED = 0.9  # of it, under which a model hasn't learned its task: said, and never left out
 
 
+ASKED: Mapping[str, str] = {
+    "a": "Relative, absolute or no encoding?",
+    "b": "Does coupling grow with depth?",
+    "c": "Does the objective matter?",
+    "d": "Does it matter which tokens may be masked?",
+    "e": "How tight is the first order?",
+    "f": "Which matrices carry the inner product?",
+    "g": "In which layers do gradients align and routes correlate?",
+    "h": "Which signatures tell who transfers?",
+    "i": "Is ρ > −½ where the reverse query follows?",
+}
+
+
 @dataclass(frozen=True)
 class Answer:
-    """``question`` is its letter, ``asked`` the question, ``says`` the finding in one sentence, ``rows`` every value
-    behind it, ``panels`` the figure and ``how`` to read it.
+    """``question`` is its letter, ``says`` the finding in one sentence, ``rows`` every value behind it (none where the
+    question wasn't answered), ``panels`` the figure and ``how`` to read it.
     """
 
     question: str
-    asked: str
     says: str
     rows: pd.DataFrame
     panels: tuple[Panel, ...]
     how: str = HOW
+
+    @property
+    def asked(self) -> str:
+        """The question."""
+        return ASKED[self.question]
 
     def figure(self) -> FigureData:
         """The figure under the question's letter."""

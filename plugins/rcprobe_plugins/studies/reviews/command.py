@@ -12,10 +12,8 @@ from rcprobe_plugins.studies.reviews.cells import QUICK, Size
 from rcprobe_plugins.studies.reviews.questions import QUESTIONS, reviews, save_answer, save_answers
 
 
-def answer_questions(
-    letters: str, seeds: int | None, quick: bool, folder: Path | None, *, show: bool
-) -> list[dict[str, str]]:
-    """Answer questions by their letters (all for none), one after another: question, what was asked, what ours says.
+def answer_questions(letters: str, seeds: int | None, quick: bool, folder: Path | None, *, show: bool) -> list[Answer]:
+    """Answer questions by their letters (all for none), one after another.
 
     ``folder`` gets values, figures and sentences, after each answer. Raises ``UnknownNameError`` for a letter of no
     question.
@@ -36,4 +34,4 @@ def answer_questions(
                 save_answers(answers, folder)
             if questions is not None:
                 questions(number + 1, len(asked))
-    return [{"question": answer.question, "asked": answer.asked, "says": answer.says} for answer in answers]
+    return answers

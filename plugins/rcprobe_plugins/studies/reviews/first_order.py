@@ -75,7 +75,7 @@ def step_sizes(size: Size) -> Answer:
             series(rows, "log error, second", "second order", "extra", "log rate", _number),
         ),
     )
-    return Answer("e", "How tight is the first order?", says, rows, (panel,))
+    return Answer("e", says, rows, (panel,))
 
 
 def _held(order: Estimate) -> str:

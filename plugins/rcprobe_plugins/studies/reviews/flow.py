@@ -75,7 +75,7 @@ def condition(size: Size) -> Answer:
             series(rows, "limit", "flow, far out", "control", "rho", _number),
         ),
     )
-    return Answer("i", "Is ρ > −½ where the reverse query follows?", says, rows, (panel,))
+    return Answer("i", says, rows, (panel,))
 
 
 def one_distance(length: int) -> Dataset:

@@ -68,7 +68,7 @@ def by_layer(size: Size) -> Answer:
             series(rows, "routing", "routing r", "other", "layer", _number),
         ),
     )
-    return Answer("g", "In which layers do gradients align and routes correlate?", says, rows, (panel,))
+    return Answer("g", says, rows, (panel,))
 
 
 def _layers(m: LoadedModel, data: Dataset) -> list[dict[str, float]]:
@@ -128,7 +128,7 @@ def telling(size: Size) -> Answer:
         (_dots("signature at the end", "forward", after), _dots("signature before training", "control", before)),
     )
     how = "Points are Spearman's rank correlations over models, with 95 % bootstrap intervals over encodings."
-    return Answer("h", "Which signatures tell who transfers?", says, rows, (panel,), how)
+    return Answer("h", says, rows, (panel,), how)
 
 
 def _rank(signature: pd.DataFrame, outcome: pd.DataFrame, name: str) -> Estimate:

@@ -49,8 +49,7 @@ def _answer(letter: str, size: Size) -> Answer:
     try:
         return QUESTIONS[letter](size)
     except TrainingError as error:
-        asked = (QUESTIONS[letter].__doc__ or "").split("\n")[0].removeprefix(f"({letter}) ")
-        return Answer(letter, asked, f"Not answered. {error}.", pd.DataFrame(), ())
+        return Answer(letter, f"Not answered: {error}.", pd.DataFrame(columns=["cell", "seed"]), ())
 
 
 def save_answer(answer: Answer, folder: Path) -> None:

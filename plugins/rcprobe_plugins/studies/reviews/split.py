@@ -57,7 +57,7 @@ def by_matrix(size: Size) -> Answer:
         "share of the whole",
         tuple(series(rows[rows.trained == kind], "share", kind, style, "part") for kind, style in kinds),  # type: ignore[arg-type]
     )
-    return Answer("f", "Which matrices carry the inner product?", says, rows, (panel,))
+    return Answer("f", says, rows, (panel,))
 
 
 def train_one_layer(size: Size, statements: Int[Tensor, "S L"], mask: int, seed: int) -> tuple[OneLayer, OneLayer]:

@@ -59,7 +59,7 @@ def encodings(size: Size) -> Answer:
         f"encoding ({shown(of['nope'])}) answer a mirrored query alike by identity; with ALiBi's scores but position "
         f"in the values, relative too, it is {shown(of['turned-values'])}.{not_trained(rows)}"
     )
-    return Answer("a", "Relative, absolute or no encoding?", says, rows, (_both_ways(rows),))
+    return Answer("a", says, rows, (_both_ways(rows),))
 
 
 def depth(size: Size) -> Answer:
@@ -88,7 +88,7 @@ def depth(size: Size) -> Answer:
             ),
         ),
     )
-    return Answer("b", "Does coupling grow with depth?", says, rows, panels)
+    return Answer("b", says, rows, panels)
 
 
 def objectives(size: Size) -> Answer:
@@ -107,7 +107,7 @@ def objectives(size: Size) -> Answer:
         f"{'; '.join(parts)}.{not_trained(rows)}"
     )
     how = "; ".join(f"{name}: {OBJECTIVES[name].source}" for name in names)
-    return Answer("c", "Does the objective matter?", says, rows, (_both_ways(rows),), f"{HOW} {how}.")
+    return Answer("c", says, rows, (_both_ways(rows),), f"{HOW} {how}.")
 
 
 def maskable(size: Size) -> Answer:
@@ -127,9 +127,7 @@ def maskable(size: Size) -> Answer:
         "Masking letters alone, and never placeholders, changes reverse accuracy over the full vocabulary "
         f"{' and '.join(parts)}.{not_trained(rows)}"
     )
-    return Answer(
-        "d", "Does it matter which tokens may be masked?", says, rows, (_both_ways(rows), _both_ways(rows, "accuracy"))
-    )
+    return Answer("d", says, rows, (_both_ways(rows), _both_ways(rows, "accuracy")))
 
 
 def deep(size: Size) -> TrainConfig:
