@@ -166,7 +166,6 @@ def test_a_command_whose_question_was_not_answered_fails_once_all_is_said(tmp_pa
 def test_the_answers_are_one_table_in_latex(answers, tmp_path):
     save_answers(list(answers.values()), tmp_path)
     table = (tmp_path / "reviews.tex").read_text()
-    assert table.count(r" \\") == 1 + len(answers)
     assert all(f"\n{letter} & " in table for letter in answers)
     body = [line for line in table.splitlines() if not line.startswith("%")]
     assert not {character for line in body for character in line if ord(character) > 255} - set("–’")
