@@ -199,6 +199,13 @@ def test_closed_tables_agree_with_the_paper():
         assert "to the printed digit" in sheet.answer[0]
 
 
+def test_what_a_causal_model_cannot_be_asked_is_said_once(reports):
+    assert any("accuracy (same_target) was not measured" in note for note in reports[ARM].notes)
+    notes = one_layer_tables.tab1({ROPE: reports[ROPE], ARM: reports[ARM], replace(ARM, length=9): reports[ARM]}).notes
+    assert not any("was not measured" in note for note in notes)
+    assert sum("can't be asked for one target both ways" in note for note in notes) == 1
+
+
 def test_files_are_all_written_and_can_be_read(tmp_path, reports):
     sheet = one_layer_tables.tab1({ROPE: reports[ROPE], ARM: reports[ARM]})
     save_sheet(sheet, tmp_path)

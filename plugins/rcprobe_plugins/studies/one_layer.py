@@ -177,12 +177,13 @@ def rows(reports: "Mapping[Setting, Report]") -> Iterator[dict[str, Any]]:
 
 
 def notes(reports: "Mapping[Setting, Report]") -> tuple[str, ...]:
-    """What must be known first of each setting: seeds that diverged or are stuck, what wasn't measured, and which seeds
-    know the letters but answer the placeholder in their stead.
+    """What must be known first of each setting: seeds that diverged or are stuck, what wasn't measured (but for the
+    accuracy that its tables don't read), and which seeds know the letters but answer the placeholder in their stead.
     """
     said = []
     for setting, report in reports.items():
-        said += [f"{setting.label}: {note}" for note in report.notes]
+        unread = "swapped" if setting.pairing == "same_target" else "same_target"
+        said += [f"{setting.label}: {n}" for n in report.notes if not n.startswith(f"accuracy ({unread}) was not")]
         if setting.model != "radd" or not finished(report):
             continue
         found = accuracies(report, setting, FULL, "forward")

@@ -47,7 +47,8 @@ EXPLAINED = (
 CAUSAL = (
     "A causal model's forward accuracy over the full vocabulary is rightly low: after a letter its capital may stand "
     "at any later place, so what comes next is most often another 0. Greedy to the end: whether it writes the right "
-    "letter when it goes on by itself from the evidence."
+    "letter when it goes on by itself from the evidence. It can't be asked for one target both ways, as it sees what "
+    "stands before a target alone; so routing and dynamics, which compare such queries, are undefined."
 )
 
 
